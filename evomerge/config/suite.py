@@ -1,0 +1,120 @@
+"""SuiteConfig: the lm-eval tasks, their settings, and which items search, confirm and report may use."""
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
+
+from evomerge.config.strict import StrictModel, one_or_many
+
+ItemRole = Literal["search", "confirm", "report"]
+"""What items are for: choosing candidates, confirming the winner, reporting it. No item has two roles."""
+
+ROLES: tuple[ItemRole, ...] = get_args(ItemRole)
+
+
+class TaskConfig(StrictModel):
+    """One lm-eval task and the metric that counts."""
+
+    task: str
+    """Name of a task (groups and tags are written out as their tasks)."""
+
+    metric: str
+    """lm-eval's metric, e.g. `acc`, `acc_norm`, or with its filter: `exact_match,strict-match`."""
+
+    weight: float = Field(1.0, ge=0.0)
+    """Share of this task in a weighted mean."""
+
+    num_fewshot: int | None = Field(None, ge=0)
+    """Examples shown before each question; None is the task's own number."""
+
+    generation: dict[str, JsonValue] = Field(default_factory=dict)
+    """Changes to the task's generation arguments, e.g. `{max_gen_toks: 64}`."""
+
+    higher_is_better: bool | None = None
+    """None asks lm-eval; say it for metrics that lm-eval does not know."""
+
+    floor: float | None = None
+    """Score of a guess, for floor-normalised objectives; None is 0."""
+
+
+class RoleItems(StrictModel):
+    """Items of one role, per task. A bare number is a count."""
+
+    count: int | None = Field(None, ge=0)
+    """Items per task; None is all that are left, 0 is none."""
+
+    split: str | None = None
+    """Data split the items come from; None is the task's own evaluation split."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_count(cls, value: Any) -> Any:
+        return {"count": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class ItemsConfig(StrictModel):
+    """Which items have which role: drawn from one split without overlap, or taken from splits of their own."""
+
+    search: RoleItems = RoleItems(count=200)
+    confirm: RoleItems = RoleItems(count=400)
+    report: RoleItems = RoleItems(count=0)
+
+    seed: int = 0
+    """Seed of the draw."""
+
+    stratify: str | None = None
+    """Field of the documents whose values keep their proportions in every draw; None draws from all alike."""
+
+
+class ChatConfig(StrictModel):
+    """How prompts are dressed, as lm-eval's options of the same names."""
+
+    apply_chat_template: bool | str = False
+    """Use the tokenizer's chat template (true), or the one of this name."""
+
+    system_instruction: str | None = None
+    fewshot_as_multiturn: bool = False
+    """Few-shot examples as turns of a conversation; needs `apply_chat_template`."""
+
+    enable_thinking: bool | None = None
+    """The chat template's thinking switch; None leaves it to the template."""
+
+
+class SuiteConfig(StrictModel):
+    """Everything that decides what a model is asked and how its answers are counted."""
+
+    tasks: tuple[TaskConfig, ...] = Field(min_length=1)
+    include_path: Annotated[tuple[str, ...], BeforeValidator(one_or_many)] = ()
+    """Folder or folders with task YAML files, read before lm-eval's own tasks."""
+
+    items: ItemsConfig = ItemsConfig()
+    chat: ChatConfig = ChatConfig()
+    batch_size: int = Field(16, ge=1)
+    """Rows per forward pass. A fixed number: batches are part of the numbers."""
+
+    chunks: int = Field(4, ge=1)
+    """Parts into which an evaluation is cut; idle workers share them. Part of the numbers, as batches never cross a chunk."""
+
+    max_length: int | None = Field(None, ge=2)
+    """Longest prompt in tokens; None is what the model's config says."""
+
+    add_bos_token: bool | None = None
+    """Put a begin-of-text token before prompts; None leaves it to the tokenizer."""
+
+    attn_implementation: str | None = None
+    """transformers' attention, e.g. `sdpa`, `eager`, `flash_attention_2`; None is its default."""
+
+    fewshot_seed: int = 1234
+    """Seed of the draw of few-shot examples (lm-eval's default is 1234)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SuiteConfig":
+        names = [task.task for task in self.tasks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"task {twice[0]!r} stands twice. Keep one entry for each task.")
+        if not any(task.weight > 0 for task in self.tasks):
+            raise ValueError("every task has weight 0. Give at least one task a positive weight.")
+        if self.chat.fewshot_as_multiturn and not self.chat.apply_chat_template:
+            raise ValueError("chat.fewshot_as_multiturn needs chat.apply_chat_template. Set that to true.")
+        return self

@@ -1,0 +1,110 @@
+"""What an evaluation is asked and what it answers: chunks of items in, results per item out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from evomerge.config.suite import ItemRole
+
+Value = float | int | bool | str | None | list["Value"] | dict[str, "Value"]
+"""What a metric says of one item: mostly a number; a pair or a mapping for metrics that are not a mean."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A fixed list of items that is scored in one go; the same for every candidate.
+
+    Attributes:
+        role: What the items are for; decides the data split they are numbered in.
+        index: Position among the chunks of its role.
+        items: For each task, the document numbers, ascending.
+    """
+
+    role: ItemRole
+    index: int
+    items: Mapping[str, tuple[int, ...]]
+
+    @property
+    def num_items(self) -> int:
+        """Number of items over all tasks."""
+        return sum(len(ids) for ids in self.items.values())
+
+
+@dataclass(frozen=True)
+class TaskItems:
+    """Results per item of one task.
+
+    Attributes:
+        ids: Document numbers, ascending.
+        values: For each of lm-eval's metric keys (`acc,none`), the item's value, in the order of `ids`.
+    """
+
+    ids: tuple[int, ...]
+    values: Mapping[str, tuple[Value, ...]]
+
+
+EvalResult = Mapping[str, TaskItems]
+"""Task name → results per item."""
+
+
+@dataclass(frozen=True)
+class TaskMetric:
+    """A task's metric over some items, with its standard error (None where it cannot be had in closed form)."""
+
+    value: float
+    stderr: float | None
+    num_items: int
+
+
+@dataclass(frozen=True)
+class SuiteFacts:
+    """What a prepared suite says of itself; equal on every worker of a study.
+
+    Attributes:
+        digest: SHA-256 of everything that decides the numbers: prompts, tokens, targets, items, settings, versions of the tasks.
+        num_items: For each role, the items of each task.
+    """
+
+    digest: str
+    num_items: Mapping[ItemRole, Mapping[str, int]] = field(default_factory=dict)
+
+
+class AbstractEvaluator(ABC):
+    """Scores the live model on chunks of a suite. Prepared once, then asked for every candidate."""
+
+    @abstractmethod
+    def facts(self) -> SuiteFacts:
+        """Return what identifies the prepared suite."""
+
+    @abstractmethod
+    def chunks(self, role: ItemRole) -> tuple[Chunk, ...]:
+        """Return the chunks of a role, in order; together they hold each of its items once."""
+
+    @abstractmethod
+    def score(self, model: torch.nn.Module, chunk: Chunk) -> EvalResult:
+        """Score a model on a chunk.
+
+        The same weights give the same results, bit for bit, whatever was scored before. The model is not modified.
+
+        Raises:
+            NonFiniteError: NaN or Inf among the log-likelihoods or logits.
+        """
+
+
+def join_results(parts: list[EvalResult]) -> EvalResult:
+    """Join results of several chunks; items stay ascending by document number, whatever the order of the parts."""
+    joined: dict[str, TaskItems] = {}
+    for task in sorted({task for part in parts for task in part}):
+        pieces = [part[task] for part in parts if task in part]
+        ids = [i for piece in pieces for i in piece.ids]
+        order = sorted(range(len(ids)), key=ids.__getitem__)
+        values = {
+            key: [v for piece in pieces for v in piece.values[key]] for key in pieces[0].values
+        }
+        joined[task] = TaskItems(
+            tuple(ids[i] for i in order),
+            {key: tuple(column[i] for i in order) for key, column in values.items()},
+        )
+    return joined

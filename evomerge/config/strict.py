@@ -58,7 +58,9 @@ class Origin:
         """Return `file:line: dotted.field` for a field, with the line of the nearest enclosing field that has one."""
         if any(tuple(loc[: len(o)]) == o for o in self.overrides):
             return f"--set {dotted(loc)}"
-        nearest = next((self.lines[loc[:n]] for n in range(len(loc), -1, -1) if loc[:n] in self.lines), None)
+        nearest = next(
+            (self.lines[loc[:n]] for n in range(len(loc), -1, -1) if loc[:n] in self.lines), None
+        )
         place = f"{self.name}:{nearest}" if nearest else self.name
         return f"{place}: {dotted(loc)}" if loc else place
 
@@ -81,7 +83,9 @@ _Loader.yaml_implicit_resolvers = {
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    re.compile(
+        r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
+    ),
     list("-+0123456789."),
 )
 
@@ -96,7 +100,9 @@ def read_yaml(path: str | Path) -> tuple[Any, Origin]:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"{path}: cannot be read ({reason}). Give the path of a YAML file.") from None
+        raise ConfigError(
+            f"{path}: cannot be read ({reason}). Give the path of a YAML file."
+        ) from None
     return parse_yaml(text, str(path))
 
 
@@ -110,7 +116,9 @@ def parse_yaml(text: str, name: str = "<config>") -> tuple[Any, Origin]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{name}:{mark.line + 1}" if mark else name
-        raise ConfigError(f"{place}: is not YAML ({error.problem}). Check indentation and quotes.") from None
+        raise ConfigError(
+            f"{place}: is not YAML ({error.problem}). Check indentation and quotes."
+        ) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{name}: is not YAML ({error}).") from None
     finally:
@@ -126,7 +134,9 @@ def _build(loader: _Loader, node: yaml.Node, loc: Loc, lines: dict[Loc, int], na
         for key_node, value_node in node.value:
             key = str(loader.construct_object(key_node, deep=True))
             if key in result:
-                raise ConfigError(f"{name}:{key_node.start_mark.line + 1}: {dotted((*loc, key))} is given twice. Keep one.")
+                raise ConfigError(
+                    f"{name}:{key_node.start_mark.line + 1}: {dotted((*loc, key))} is given twice. Keep one."
+                )
             result[key] = _build(loader, value_node, (*loc, key), lines, name)
             lines[(*loc, key)] = key_node.start_mark.line + 1
         return result
@@ -181,14 +191,19 @@ def validate(model: type[Model], data: Any, origin: Origin) -> Model:
         problems = [
             f"{origin.at(*_plain(e['loc']))}: {_explain(model, e)}"
             for e in error.errors()
-            if e["type"] != "too_short" or not e["input"]  # a list whose members failed is not short
+            if e["type"] != "too_short"
+            or not e["input"]  # a list whose members failed is not short
         ]
         raise ConfigError("\n".join(dict.fromkeys(problems))) from None
 
 
 def _plain(loc: Loc) -> Loc:
     # pydantic puts the name of a union's branch or of a wrapping validator into the location; users do not know them
-    return tuple(p for p in loc if isinstance(p, int) or re.fullmatch(r"[\w.\- /@*]+", p) and p not in _BRANCHES)
+    return tuple(
+        p
+        for p in loc
+        if isinstance(p, int) or re.fullmatch(r"[\w.\- /@*]+", p) and p not in _BRANCHES
+    )
 
 
 _BRANCHES = {"float", "int", "bool", "str", "constrained-str", "number"}

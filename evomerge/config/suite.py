@@ -116,5 +116,7 @@ class SuiteConfig(StrictModel):
         if not any(task.weight > 0 for task in self.tasks):
             raise ValueError("every task has weight 0. Give at least one task a positive weight.")
         if self.chat.fewshot_as_multiturn and not self.chat.apply_chat_template:
-            raise ValueError("chat.fewshot_as_multiturn needs chat.apply_chat_template. Set that to true.")
+            raise ValueError(
+                "chat.fewshot_as_multiturn needs chat.apply_chat_template. Set that to true."
+            )
         return self

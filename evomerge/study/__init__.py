@@ -1,1 +1,7 @@
-"""Room docstring to be written."""
+"""Floor 6: the search as a record. The Optuna study is the only durable truth.
+
+`run.py` starts and resumes a search, `driver.py` is its one loop, `storage.py` the only file that knows Optuna, `items.py`
+keeps results per item beside it, `ledger.py` answers questions about the trials, `view.py` reads a study, `export.py` writes
+what it found. To add something that every trial remembers, give `TrialResult` a field with a default: old studies stay
+readable. Tests inject faults through `Surroundings` and kill real processes.
+"""

@@ -1,0 +1,22 @@
+"""`evomerge resume CONFIG|STUDY`: go on with a search."""
+
+import shlex
+
+import click
+
+from evomerge.cli.options import config_of, settings_option, study_argument
+from evomerge.cli.search import run_and_report
+
+
+@click.command()
+@study_argument
+@settings_option
+def resume(study: str, storage: str | None, settings: tuple[str, ...]) -> None:
+    """Go on with a search that was stopped, was killed, or has a larger budget now.
+
+    Finished trials stand as they are; open ones are taken up under their numbers. Only budget, workers and storage place
+    may differ from what the study was started with.
+    """
+    config = config_of(study, storage, settings)
+    place = f" --storage {shlex.quote(storage)}" if storage else ""
+    run_and_report(config, resume=True, again=f"evomerge resume {shlex.quote(study)}{place}")

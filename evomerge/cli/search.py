@@ -1,0 +1,78 @@
+"""`evomerge search CONFIG`: run a search."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from evomerge.cli.options import settings_option
+from evomerge.errors import InterruptedStudy
+
+if TYPE_CHECKING:
+    from evomerge.config.search import SearchConfig
+
+
+@click.command()
+@click.argument("config", type=click.Path())
+@settings_option
+def search(config: str, settings: tuple[str, ...]) -> None:
+    """Run the search that CONFIG describes.
+
+    Every trial is stored before the search goes on, so it can be stopped (Ctrl-C) or killed at any moment and continued
+    with evomerge resume.
+    """
+    from evomerge.config.search import load_search
+
+    run_and_report(load_search(config, settings), resume=False, again=f"evomerge resume {config}")
+
+
+def run_and_report(config: "SearchConfig", *, resume: bool, again: str) -> None:
+    """Run a search under a progress display, then print where it stands.
+
+    Args:
+        config: The search.
+        resume: Whether the study exists.
+        again: The command that goes on with it.
+    """
+    from evomerge.cli.progress import Progress
+    from evomerge.cli.status import print_summary
+    from evomerge.study.run import run_search
+    from evomerge.study.view import StudyView
+
+    try:
+        with _interruption() as stop, Progress(config) as progress:
+            run_search(config, resume=resume, observe=progress.show, interrupted=stop.asked)
+    except InterruptedStudy as error:
+        raise InterruptedStudy(f"{error} Go on with: {again}") from None
+    print_summary(StudyView(config).summary)
+
+
+class _Stop:
+    """Whether Ctrl-C was pressed."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def asked(self) -> bool:
+        """Return whether the user wants to stop."""
+        return self._asked
+
+    def ask(self, signum: int, frame: object) -> None:
+        """Stop after the jobs at hand; pressed again, stop at once."""
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        click.echo("stopping after the chunk at hand; press Ctrl-C again to stop at once", err=True)
+
+
+@contextmanager
+def _interruption() -> Iterator[_Stop]:
+    stop = _Stop()
+    before = {s: signal.signal(s, stop.ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,238 @@
+"""SearchConfig: the whole run as a user writes it, and the only checks that span its sections."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PrivateAttr, field_validator, model_validator
+
+from evomerge.config.models import DtypeName, ModelRef
+from evomerge.config.objective import ObjectiveConfig
+from evomerge.config.proposer import ProposerConfig
+from evomerge.config.space import SpaceConfig
+from evomerge.config.strict import Origin, StrictModel, override, read_yaml, validate
+from evomerge.config.suite import SuiteConfig
+from evomerge.errors import ConfigError
+from evomerge.registry import did_you_mean
+
+BASE = "base"
+"""The name under which a config speaks of the base model."""
+
+
+class BudgetConfig(StrictModel):
+    """When the search ends: whichever comes first. Baselines and confirmation come on top."""
+
+    evaluations: int | None = Field(None, ge=1)
+    """Candidates scored (failed ones count, duplicates do not)."""
+
+    examples: int | None = Field(None, ge=1)
+    """Items scored, summed over candidates."""
+
+    seconds: float | None = Field(None, gt=0)
+    """Wall time of the search, over all its sessions."""
+
+    @model_validator(mode="after")
+    def _some_limit(self) -> "BudgetConfig":
+        if self.evaluations is None and self.examples is None and self.seconds is None:
+            raise ValueError("no limit came. Give evaluations, examples or seconds.")
+        return self
+
+
+class StudyConfig(StrictModel):
+    """Where a search is kept and how long it goes on."""
+
+    name: str = Field(min_length=1, max_length=200)
+    folder: str
+    """Holds everything of the study: trials, results per item, logs, lock. Relative to the config file."""
+
+    storage: str | None = None
+    """None or a path is an Optuna journal file (default `FOLDER/journal.log`); anything with `://` is a SQLAlchemy URL."""
+
+    seed: int = Field(0, ge=0)
+    """Root of every random stream of the study."""
+
+    budget: BudgetConfig
+
+    @property
+    def journal(self) -> Path | None:
+        """The journal file; None when the storage is a database."""
+        if self.storage is not None and "://" in self.storage:
+            return None
+        return Path(self.storage) if self.storage else Path(self.folder) / "journal.log"
+
+
+class ModelsConfig(StrictModel):
+    """The base model and the parents, each parent under a short name."""
+
+    base: ModelRef
+    parents: dict[str, ModelRef] = Field(min_length=1)
+
+    @field_validator("parents")
+    @classmethod
+    def _names(cls, parents: dict[str, ModelRef]) -> dict[str, ModelRef]:
+        for name in parents:
+            if name == BASE or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                raise ValueError(
+                    f"parent name {name!r} is not usable. Use letters, digits, - and _, and another word than base."
+                )
+        return parents
+
+
+FixedValue = float | bool | dict[str, float | bool]
+"""A parameter's value for all parents, or for each parent by name."""
+
+
+class MergeConfig(StrictModel):
+    """The merge method and everything about the merge that is not searched."""
+
+    method: str
+    parameters: dict[str, FixedValue] = Field(default_factory=dict)
+    """Fixed parameters of the method: one value, or a mapping from parent to value."""
+
+    dtype: Literal["float32"] = "float32"
+    """Arithmetic. Sources are read as stored and merged in float32; only that is offered."""
+
+    out_dtype: DtypeName | None = None
+    """Dtype of the merged model, scored and exported; None is the base's."""
+
+    tokenizer: str = BASE
+    """Whose tokenizer and chat template the merge takes: `base` or a parent's name."""
+
+
+class WorkersConfig(StrictModel):
+    """Where candidates are merged and scored."""
+
+    pool: Literal["inline", "ray"] = "inline"
+    """`inline` works in this process; `ray` on a cluster."""
+
+    address: str = "local"
+    """For Ray: `local` starts a cluster for this run, `auto` joins the one of this machine, or an address."""
+
+    count: int = Field(1, ge=1)
+    """Workers; each holds one model."""
+
+    cpus: int = Field(1, ge=1)
+    """CPU threads of a worker, the same inline and on Ray."""
+
+    gpus: float = Field(0.0, ge=0.0)
+    """GPUs of a worker; below 1 several share one. 0 is the CPU."""
+
+
+class SearchConfig(StrictModel):
+    """One search: what to merge, what varies, how it is scored, how candidates are proposed, where it runs."""
+
+    study: StudyConfig
+    models: ModelsConfig
+    merge: MergeConfig
+    space: SpaceConfig
+    suite: SuiteConfig
+    objective: ObjectiveConfig = ObjectiveConfig()
+    proposer: ProposerConfig = ProposerConfig()
+    workers: WorkersConfig = WorkersConfig()
+
+    _origin: Origin = PrivateAttr(default_factory=lambda: Origin("<config>"))
+
+    @property
+    def origin(self) -> Origin:
+        """The file and lines the settings came from."""
+        return self._origin
+
+    @property
+    def tokenizer_model(self) -> ModelRef:
+        """The model whose tokenizer the merge takes."""
+        return (
+            self.models.base
+            if self.merge.tokenizer == BASE
+            else self.models.parents[self.merge.tokenizer]
+        )
+
+
+def load_search(path: str | Path, settings: Sequence[str] = ()) -> SearchConfig:
+    """Read a search config; relative paths in it are read from its own folder.
+
+    Args:
+        path: YAML file.
+        settings: Changes in the form `dotted.path=value`, as of `--set`.
+
+    Raises:
+        ConfigError: One line for each problem, with file, line and field.
+    """
+    data, origin = read_yaml(path)
+    if settings:
+        data, origin = override(data, origin, settings)
+    return make_search(data, origin, Path(path).resolve().parent)
+
+
+def make_search(
+    data: Any, origin: Origin | None = None, folder: Path | None = None
+) -> SearchConfig:
+    """Make a search config from plain data, e.g. in a notebook; relative paths are read from `folder` (default: here)."""
+    origin = origin or Origin("<config>")
+    config = _absolute(validate(SearchConfig, data, origin), folder or Path.cwd())
+    config._origin = origin
+    _check_across(config)
+    return config
+
+
+def place_problems(error: ConfigError, origin: Origin) -> ConfigError:
+    """Add file and line to the lines of an error that begin with a dotted field of the config."""
+    placed = []
+    for line in str(error).splitlines():
+        field, colon, rest = line.partition(": ")
+        known = colon and re.fullmatch(r"[a-z_]+(\.[\w-]+|\[\d+\])*", field)
+        if known and field.partition(".")[0].partition("[")[0] in SearchConfig.model_fields:
+            parts = [int(p) if p.isdigit() else p for p in re.findall(r"[^.\[\]]+", field)]
+            placed.append(f"{origin.at(*parts)}: {rest}")
+        else:
+            placed.append(line)
+    return ConfigError("\n".join(placed))
+
+
+def _absolute(config: SearchConfig, folder: Path) -> SearchConfig:
+    study = config.study
+    storage = (
+        study.storage if study.journal is None or not study.storage else str(folder / study.storage)
+    )
+    parents = {name: ref.relative_to(folder) for name, ref in config.models.parents.items()}
+    include = tuple(
+        str((folder / Path(p).expanduser()).resolve()) for p in config.suite.include_path
+    )
+    return config.model_copy(
+        update={
+            "study": study.model_copy(
+                update={
+                    "folder": str((folder / Path(study.folder).expanduser()).resolve()),
+                    "storage": storage,
+                }
+            ),
+            "models": config.models.model_copy(
+                update={"base": config.models.base.relative_to(folder), "parents": parents}
+            ),
+            "suite": config.suite.model_copy(update={"include_path": include}),
+        }
+    )
+
+
+def _check_across(config: SearchConfig) -> None:
+    problems = []
+    origin, parents = config.origin, list(config.models.parents)
+    if config.merge.tokenizer not in [BASE, *parents]:
+        hint = did_you_mean(config.merge.tokenizer, [BASE, *parents])
+        problems.append(
+            f"{origin.at('merge', 'tokenizer')}: no model is called {config.merge.tokenizer!r}.{hint}"
+        )
+    for name, value in config.merge.parameters.items():
+        for parent in value if isinstance(value, dict) else ():
+            if parent not in parents:
+                place = origin.at("merge", "parameters", name, parent)
+                problems.append(
+                    f"{place}: no parent is called {parent!r}.{did_you_mean(parent, parents)}"
+                )
+    if config.workers.pool == "inline" and config.workers.count > 1:
+        place = origin.at("workers", "count")
+        problems.append(
+            f"{place}: the inline pool has one worker, {config.workers.count} came. Set workers.pool to ray."
+        )
+    if problems:
+        raise ConfigError("\n".join(problems))

@@ -1,0 +1,423 @@
+"""The one loop of a search: ask, record, submit, record, tell. Nothing else iterates over candidates.
+
+The study is the only durable truth. The proposer is a function of its specification and the log, so a driver that was
+killed at any moment is rebuilt from the storage alone: half-recorded trials are closed, the log is replayed, and open
+trials are taken up under their old numbers, with the chunks that were scored already.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from evomerge.config.suite import ItemRole
+from evomerge.errors import InterruptedStudy, StudyError
+from evomerge.evaluate.evaluator import EvalResult
+from evomerge.propose.proposer import AbstractProposer, replay
+from evomerge.space.decode import decode, values_of
+from evomerge.space.genome import Genome
+from evomerge.study.baselines import baseline_recipes
+from evomerge.study.items import ItemStore
+from evomerge.study.ledger import Ledger
+from evomerge.study.records import Ask, TaskScore, TrialRecord, TrialResult
+from evomerge.study.schedule import Schedule, Scored
+from evomerge.study.setup import Setup
+from evomerge.study.storage import StudyStorage
+from evomerge.study.summary import summarise
+from evomerge.workers.job import Outcome
+from evomerge.workers.logs import about_trial
+from evomerge.workers.pool import AbstractPool
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.5
+"""Longest wait for an outcome before the driver looks for an interruption and for new workers."""
+
+EXHAUSTED_GENERATIONS = 10
+"""Whole generations of duplicates after which a space counts as exhausted."""
+
+Summary = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a driver works with, passed in so that tests can put faults anywhere.
+
+    Attributes:
+        storage: The study.
+        items: Results per item.
+        pool: Workers.
+        proposer: Fresh, not yet asked.
+        observe: Called with the study's summary after every change.
+        interrupted: Whether the user asked to stop.
+        clock: Seconds, from any zero.
+    """
+
+    storage: StudyStorage
+    items: ItemStore
+    pool: AbstractPool
+    proposer: AbstractProposer
+    observe: Callable[[Summary], None]
+    interrupted: Callable[[], bool]
+    clock: Callable[[], float] = time.monotonic
+
+
+class Driver:
+    """Runs one study from where it stands to the end of its budget, then confirms the winner.
+
+    Args:
+        setup: The search, resolved.
+        around: What it works with.
+    """
+
+    def __init__(self, setup: Setup, around: Surroundings) -> None:
+        self._setup, self._around = setup, around
+        self._storage, self._pool = around.storage, around.pool
+        self._proposer = around.proposer
+        self._schedule = Schedule()
+        self._ledger = Ledger()
+        self._scored: dict[int, Scored] = {}  # came back, not yet recorded
+        self._started = around.clock()
+        self._elapsed_before = 0.0
+
+    def run(self) -> Ledger:
+        """Go on until the budget is spent.
+
+        Returns:
+            The ledger of all trials.
+
+        Raises:
+            InterruptedStudy: The user asked to stop; everything that finished is stored.
+            StudyError: The storage failed, replay did not match, or a baseline cannot be scored.
+        """
+        self._restore()
+        self._storage.set_attribute("state", "running")
+        try:
+            self._score_baselines()
+            state = self._search()
+            self._confirm()
+        except InterruptedStudy:
+            self._storage.set_attribute("state", "interrupted")
+            raise
+        self._storage.set_attribute("state", state)
+        self._report(state)
+        return self._ledger
+
+    # restoring
+
+    def _restore(self) -> None:
+        records = self._storage.trials()
+        for record in records:
+            if record.state == "running" and record.result is not None:
+                self._storage.close_recorded(record.number, record.result)
+        self._ledger = Ledger(self._storage.trials() if records else [])
+        self._elapsed_before = self._ledger.elapsed_s
+        _replay(self._proposer, self._ledger)
+        for record in self._ledger.open:
+            self._take_up(record)
+        if records:
+            log.info("resumed: %d trials, %d of them open", len(records), len(self._ledger.open))
+
+    # the search
+
+    def _score_baselines(self) -> None:
+        known = self._ledger.baselines
+        for name, recipe in baseline_recipes(self._setup).items():
+            if name not in known:
+                record = self._storage.add_baseline(name, recipe)
+                self._ledger.put(record)
+                self._take_up(record)
+        while any(record.result is None for record in self._ledger.baselines.values()):
+            self._turn()
+            waiting = [r for r in self._ledger.baselines.values() if r.result is None]
+            # recorded together: relative objectives need every parent's score
+            if all(self._can_record(record) for record in waiting):
+                self._record_baselines(waiting)
+        for name, record in self._ledger.baselines.items():
+            if record.state != "done":
+                error = record.result.error if record.result else None
+                raise StudyError(
+                    f"baseline {name} cannot be scored ({error}). Nothing can be compared without it: "
+                    "mend the cause, then start a study of another name."
+                )
+
+    def _search(self) -> str:
+        synchronous = self._setup.config.proposer.mode == "sync"
+        while True:
+            self._ask_generation() if synchronous else self._ask_for_idle()
+            if not self._ledger.open:
+                return "exhausted" if self._exhausted() else "done"
+            self._turn()
+            self._record_in_order() if synchronous else self._record_as_they_come()
+
+    def _ask_generation(self) -> None:
+        population = self._setup.config.proposer.population
+        begun = self._ledger.num_asks % population != 0
+        if self._ledger.open and not begun:
+            return
+        if not begun and not self._may_begin():
+            return
+        if begun and self._ledger.num_tells == self._ledger.num_asks and not self._may_begin():
+            return  # a generation that the budget cut short stays so until the budget grows
+        while self._may_ask():
+            self._ask()
+            if self._ledger.num_asks % population == 0:
+                break
+
+    def _ask_for_idle(self) -> None:
+        while (
+            len(self._ledger.open) < self._setup.config.workers.count
+            and self._may_begin()
+            and self._may_ask()
+        ):
+            self._ask()
+
+    def _may_begin(self) -> bool:
+        budget = self._setup.config.study.budget
+        if budget.examples is not None and self._ledger.num_examples >= budget.examples:
+            return False
+        if budget.seconds is not None and self._elapsed() >= budget.seconds:
+            return False
+        return self._may_ask() and not self._exhausted()
+
+    def _may_ask(self) -> bool:
+        limit = self._setup.config.study.budget.evaluations
+        return limit is None or self._ledger.num_evaluations < limit
+
+    def _exhausted(self) -> bool:
+        population = self._setup.config.proposer.population
+        return self._ledger.duplicates_in_a_row() >= EXHAUSTED_GENERATIONS * population
+
+    def _ask(self) -> None:
+        setup = self._setup
+        vector = self._proposer.ask()
+        ask = Ask(self._ledger.num_asks, self._ledger.num_tells, tuple(map(float, vector)))
+        genome = Genome(ask.genome)
+        recipe = decode(setup.space, genome, setup.template)
+        values = values_of(setup.space, genome)
+        record = self._storage.add_candidate(ask, recipe, values, setup.space.knobs)
+        self._ledger.put(record)
+        self._take_up(record)
+
+    def _take_up(self, record: TrialRecord) -> None:
+        if self._ledger.original_of(record) is None:
+            self._add_to_schedule(record, "search")
+
+    def _add_to_schedule(self, record: TrialRecord, role: ItemRole) -> None:
+        known = self._around.items.read(record.recipe.hash, role)
+        chunks = self._setup.tasks.chunks(role)
+        self._schedule.add(record.number, record.recipe, chunks, known)
+
+    def _turn(self) -> None:
+        """Hand out jobs, take in what has come back."""
+        if self._around.interrupted():
+            raise InterruptedStudy(
+                f"study {self._storage.name!r} was stopped; what finished is stored."
+            )
+        for worker in self._pool.idle():
+            job = self._schedule.next_job(worker)
+            if job is None:
+                break
+            if self._ledger[job.trial].state == "waiting":
+                self._storage.start(job.trial)
+                self._ledger.put(replace(self._ledger[job.trial], state="running"))
+            self._pool.submit(worker, job)
+        for outcome in self._pool.collect(POLL_S):
+            self._take_in(outcome)
+        for trial in self._schedule.over():
+            self._scored[trial] = self._schedule.take(trial)
+
+    def _take_in(self, outcome: Outcome) -> None:
+        with about_trial(outcome.job.trial):
+            if outcome.kind != "done":
+                log.warning("%s on worker %s: %s", outcome.kind, outcome.worker, outcome.error)
+            chunk = self._schedule.settle(outcome)
+            if chunk is not None:
+                role = outcome.job.chunk.role
+                self._around.items.add(outcome.job.recipe.hash, role, chunk)
+
+    # recording
+
+    def _can_record(self, record: TrialRecord) -> bool:
+        original = self._ledger.original_of(record)
+        return record.number in self._scored if original is None else original.result is not None
+
+    def _record_in_order(self) -> None:
+        for record in self._ledger.open:
+            if not self._can_record(record):
+                return
+            self._record(record)
+
+    def _record_as_they_come(self) -> None:
+        for record in self._ledger.open:
+            if self._can_record(record):
+                self._record(record)
+
+    def _record_baselines(self, waiting: list[TrialRecord]) -> None:
+        metrics = {}
+        for record in waiting:
+            result = self._scored[record.number].result
+            if record.baseline is not None and result is not None:
+                metrics[record.baseline] = self._setup.metrics_of(result)
+        parents = _best_parent({**self._parent_scores(), **_parents_only(metrics)})
+        for record in waiting:
+            self._record(record, parents)
+
+    def _parent_scores(self) -> dict[str, Mapping[str, TaskScore]]:
+        return _parents_only(
+            {name: r.result.tasks for name, r in self._ledger.baselines.items() if r.result}
+        )
+
+    def _record(self, record: TrialRecord, parents: Mapping[str, float] | None = None) -> None:
+        original = self._ledger.original_of(record)
+        if original is None:
+            best_parent = _best_parent(self._parent_scores()) if parents is None else parents
+            result = self._result_of(self._scored.pop(record.number), best_parent)
+        else:
+            result = _retold(original)
+        result = replace(result, elapsed_s=round(self._elapsed(), 3))
+        if record.ask is not None:
+            result = replace(
+                result, tell_seq=self._ledger.num_tells, told_loss=self._loss_to_tell(result)
+            )
+        if record.state == "waiting":
+            self._storage.start(record.number)
+        self._storage.finish(record.number, result)
+        self._ledger.put(replace(record, state=result.state, result=result))
+        if record.ask is not None and result.told_loss is not None:
+            self._proposer.tell(record.ask.seq, result.told_loss)
+        with about_trial(record.number):
+            log.info("%s %s", result.state, result.error or result.fitness)
+        self._report("running")
+
+    def _loss_to_tell(self, result: TrialResult) -> float:
+        if result.fitness is not None:
+            return -result.fitness
+        worst = self._ledger.worst_loss
+        assert worst is not None, "the baselines are scored before any candidate"
+        return worst
+
+    def _result_of(self, scored: Scored, best_parent: Mapping[str, float]) -> TrialResult:
+        cost = TrialResult(
+            state="failed",
+            examples=sum(len(t.ids) for chunk in scored.chunks for t in chunk.result.values()),
+            seconds_merge=round(sum(chunk.seconds_merge for chunk in scored.chunks), 6),
+            seconds_score=round(sum(chunk.seconds_score for chunk in scored.chunks), 6),
+            worker=",".join(sorted({chunk.worker for chunk in scored.chunks})),
+            attempt=scored.attempt,
+        )
+        if scored.result is None:
+            return replace(cost, state=scored.state, error=scored.error)
+        tasks = self._setup.metrics_of(scored.result)
+        try:
+            fitness, stderr = self._setup.fitness_of(tasks, best_parent)
+        except ArithmeticError as error:
+            return replace(cost, tasks=tasks, error=str(error))
+        return replace(
+            cost,
+            state="done",
+            fitness=fitness,
+            stderr=stderr,
+            tasks=tasks,
+            digest=scored.chunks[0].digest,
+        )
+
+    # confirmation
+
+    def _confirm(self) -> None:
+        best = self._ledger.best
+        if best is None or not self._setup.tasks.chunks("confirm"):
+            return
+        records = [*self._ledger.baselines.values(), best]
+        for record in records:
+            self._add_to_schedule(record, "confirm")
+        while len(self._schedule):
+            self._turn()
+        results = {r.number: self._scored.pop(r.number) for r in records}
+        failed = [s for s in results.values() if s.result is None]
+        if failed:
+            raise StudyError(
+                f"trial {failed[0].trial} cannot be scored on the confirm items ({failed[0].error})."
+            )
+        self._storage.set_attribute("confirm", self._confirm_scores(records, results))
+
+    def _confirm_scores(
+        self, records: list[TrialRecord], results: Mapping[int, Scored]
+    ) -> dict[str, Any]:
+        metrics = {
+            r.number: self._setup.metrics_of(_some(results[r.number].result)) for r in records
+        }
+        named = {r.baseline: metrics[r.number] for r in records if r.baseline is not None}
+        best_parent = _best_parent(_parents_only(named))
+        scores = {}
+        for record in records:
+            fitness, stderr = self._setup.fitness_of(metrics[record.number], best_parent)
+            scores[record.baseline or "winner"] = {
+                "trial": record.number,
+                "objective": fitness,
+                "stderr": stderr,
+                "tasks": {task: score.value for task, score in metrics[record.number].items()},
+                "num_items": sum(score.num_items for score in metrics[record.number].values()),
+            }
+        return scores
+
+    # reporting
+
+    def _elapsed(self) -> float:
+        return self._elapsed_before + self._around.clock() - self._started
+
+    def _report(self, state: str) -> None:
+        confirm = self._storage.attribute("confirm")
+        self._around.observe(summarise(self._storage.name, state, self._ledger, confirm))
+
+
+def _replay(proposer: AbstractProposer, ledger: Ledger) -> None:
+    """Feed a fresh proposer the asks and tells of the log, in their order."""
+    told = [r for r in ledger.candidates if r.result is not None and r.result.tell_seq is not None]
+    told.sort(key=_tell_seq)
+    asks = [(r.ask.after, r.ask.genome) for r in ledger.candidates if r.ask]
+    tells = [(r.ask.seq, r.result.told_loss) for r in told if r.ask and r.result]
+    replay(proposer, asks, tells)
+
+
+def _tell_seq(record: TrialRecord) -> int:
+    assert record.result is not None, "only told trials are sorted"
+    assert record.result.tell_seq is not None, "only told trials are sorted"
+    return record.result.tell_seq
+
+
+def _retold(original: TrialRecord) -> TrialResult:
+    """The result of a recipe that was scored before, as a duplicate's own: it cost nothing."""
+    first = original.result
+    assert first is not None, "the original is recorded before its duplicate"
+    if first.fitness is None:
+        reason = f"same recipe as trial {original.number}: {first.error}"
+        return TrialResult(first.state, error=reason, duplicate_of=original.number)
+    return TrialResult(
+        state="duplicate",
+        fitness=first.fitness,
+        stderr=first.stderr,
+        tasks=first.tasks,
+        digest=first.digest,
+        duplicate_of=original.number,
+    )
+
+
+def _parents_only(
+    scores: Mapping[str, Mapping[str, TaskScore]],
+) -> dict[str, Mapping[str, TaskScore]]:
+    return {name: tasks for name, tasks in scores.items() if name.startswith("parent:")}
+
+
+def _best_parent(scores: Mapping[str, Mapping[str, TaskScore]]) -> dict[str, float]:
+    best: dict[str, float] = {}
+    for tasks in scores.values():
+        for task, score in tasks.items():
+            best[task] = max(best.get(task, score.value), score.value)
+    return best
+
+
+def _some(result: EvalResult | None) -> EvalResult:
+    assert result is not None, "failures were sorted out before"
+    return result

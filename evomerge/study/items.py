@@ -1,0 +1,121 @@
+"""Results per item, beside the study: one file for each recipe and role, one line for each chunk that was scored.
+
+A chunk is written the moment it comes back, before its trial is recorded, so a killed search scores no chunk twice. A line
+that was cut off by a kill is ignored and its chunk scored again.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evomerge.config.suite import ItemRole
+from evomerge.errors import StudyError
+from evomerge.evaluate.evaluator import EvalResult, TaskItems
+
+
+@dataclass(frozen=True)
+class ScoredChunk:
+    """One chunk's results and what they cost.
+
+    Attributes:
+        index: Number of the chunk within its role.
+        result: Results per item.
+        digest: Digest of the weights that were scored.
+        worker: Who scored it.
+        seconds_merge: Seconds spent on materialising the weights for it.
+        seconds_score: Seconds spent on scoring it.
+    """
+
+    index: int
+    result: EvalResult
+    digest: str
+    worker: str
+    seconds_merge: float
+    seconds_score: float
+
+
+class ItemStore:
+    """The folder of results per item; content-addressed by the recipe's hash.
+
+    Args:
+        folder: Made when it does not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def add(self, recipe_hash: str, role: ItemRole, chunk: ScoredChunk) -> None:
+        """Append a chunk's results and force them to disk.
+
+        Raises:
+            StudyError: The folder cannot be written.
+        """
+        path = self._path(recipe_hash, role)
+        line = json.dumps(_to_json(chunk), separators=(",", ":"), allow_nan=False) + "\n"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab+") as file:
+                torn = file.tell() > 0 and _last_byte(file.fileno()) != b"\n"
+                file.write((b"\n" if torn else b"") + line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StudyError(
+                f"{path}: results per item cannot be written ({error.strerror}). "
+                "Make room or mend the folder, then resume."
+            ) from None
+
+    def read(self, recipe_hash: str, role: ItemRole) -> dict[int, ScoredChunk]:
+        """Return the chunks that are stored for a recipe, by index."""
+        path = self._path(recipe_hash, role)
+        if not path.exists():
+            return {}
+        chunks = {}
+        for line in path.read_bytes().split(b"\n"):
+            try:
+                chunk = _from_json(json.loads(line))
+            except (json.JSONDecodeError, UnicodeDecodeError):
+                continue  # cut off by a kill, or the empty end of the file
+            chunks[chunk.index] = chunk
+        return chunks
+
+    def _path(self, recipe_hash: str, role: ItemRole) -> Path:
+        return self._folder / role / f"{recipe_hash[:32]}.jsonl"
+
+
+def _last_byte(descriptor: int) -> bytes:
+    return os.pread(descriptor, 1, os.fstat(descriptor).st_size - 1)
+
+
+def _to_json(chunk: ScoredChunk) -> dict[str, Any]:
+    return {
+        "chunk": chunk.index,
+        "digest": chunk.digest,
+        "worker": chunk.worker,
+        "seconds_merge": chunk.seconds_merge,
+        "seconds_score": chunk.seconds_score,
+        "tasks": {
+            task: {"ids": items.ids, "values": dict(items.values)}
+            for task, items in chunk.result.items()
+        },
+    }
+
+
+def _from_json(data: dict[str, Any]) -> ScoredChunk:
+    result = {
+        task: TaskItems(
+            ids=tuple(items["ids"]),
+            values={key: tuple(column) for key, column in items["values"].items()},
+        )
+        for task, items in data["tasks"].items()
+    }
+    return ScoredChunk(
+        index=data["chunk"],
+        result=result,
+        digest=data["digest"],
+        worker=data["worker"],
+        seconds_merge=data["seconds_merge"],
+        seconds_score=data["seconds_score"],
+    )

@@ -1,0 +1,112 @@
+"""Ledger: every trial of a study, and what follows from them. The dedupe memory, the budget spent, the best so far."""
+
+from collections.abc import Iterable
+
+from evomerge.study.records import FINISHED, TrialRecord
+
+
+class Ledger:
+    """The trials of a study by number; whatever it answers is a function of them.
+
+    Args:
+        records: Trials that are known.
+    """
+
+    def __init__(self, records: Iterable[TrialRecord] = ()) -> None:
+        self._records: dict[int, TrialRecord] = {}
+        self._first: dict[str, int] = {}
+        for record in records:
+            self.put(record)
+
+    def put(self, record: TrialRecord) -> None:
+        """Add a trial, or replace what is known of it."""
+        self._records[record.number] = record
+        number = self._first.setdefault(record.recipe.hash, record.number)
+        self._first[record.recipe.hash] = min(number, record.number)
+
+    def __getitem__(self, number: int) -> TrialRecord:
+        return self._records[number]
+
+    @property
+    def records(self) -> list[TrialRecord]:
+        """All trials by number."""
+        return [self._records[number] for number in sorted(self._records)]
+
+    @property
+    def candidates(self) -> list[TrialRecord]:
+        """Trials that the proposer asked for, by number."""
+        return [record for record in self.records if record.ask is not None]
+
+    @property
+    def baselines(self) -> dict[str, TrialRecord]:
+        """Baselines by name, in the order they were scored."""
+        return {record.baseline: record for record in self.records if record.baseline is not None}
+
+    @property
+    def open(self) -> list[TrialRecord]:
+        """Trials without a result, by number."""
+        return [record for record in self.records if record.state not in FINISHED]
+
+    def original_of(self, record: TrialRecord) -> TrialRecord | None:
+        """Return the earlier trial of the same recipe; None when this is the first."""
+        first = self._first[record.recipe.hash]
+        return None if first == record.number else self._records[first]
+
+    @property
+    def num_asks(self) -> int:
+        """Candidates asked for so far."""
+        return len(self.candidates)
+
+    @property
+    def num_tells(self) -> int:
+        """Results told to the proposer so far."""
+        return sum(r.result is not None and r.result.tell_seq is not None for r in self.records)
+
+    @property
+    def num_evaluations(self) -> int:
+        """Candidates that count against the budget: all but duplicates, finished or not."""
+        return sum(self.original_of(record) is None for record in self.candidates)
+
+    @property
+    def num_examples(self) -> int:
+        """Items scored, over all trials."""
+        return sum(record.result.examples for record in self.records if record.result)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds the search had run when the last result was recorded."""
+        return max((r.result.elapsed_s for r in self.records if r.result), default=0.0)
+
+    @property
+    def worst_loss(self) -> float | None:
+        """The largest loss that was scored; None before the first score."""
+        losses = [
+            -r.result.fitness for r in self.records if r.result and r.result.fitness is not None
+        ]
+        return max(losses, default=None)
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The candidate with the highest fitness, the earliest of equals; None before the first score."""
+        done = [r for r in self.candidates if r.state == "done" and r.result]
+        return max(done, key=_fitness_then_age, default=None)
+
+    def ranked(self) -> list[TrialRecord]:
+        """Return the scored candidates, best first, the earlier of equals first."""
+        done = [r for r in self.candidates if r.state == "done" and r.result]
+        return sorted(done, key=_fitness_then_age, reverse=True)
+
+    def duplicates_in_a_row(self) -> int:
+        """Return how many of the last candidates were duplicates."""
+        count = 0
+        for record in reversed(self.candidates):
+            if self.original_of(record) is None:
+                break
+            count += 1
+        return count
+
+
+def _fitness_then_age(record: TrialRecord) -> tuple[float, int]:
+    assert record.result is not None, "only scored trials are ranked"
+    assert record.result.fitness is not None, "a trial that is done has a fitness"
+    return record.result.fitness, -record.number

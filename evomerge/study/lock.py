@@ -1,0 +1,40 @@
+"""One driver per study: a lock that the operating system drops when its holder dies, however it dies."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from evomerge.errors import StudyError
+
+
+@contextmanager
+def study_lock(folder: Path) -> Iterator[None]:
+    """Hold the study's lock inside the `with` block.
+
+    Raises:
+        StudyError: Another process holds it, or the folder cannot be written.
+    """
+    path = folder / "lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StudyError(
+            f"study.folder: {folder} cannot be written ({error.strerror}). Choose another folder."
+        ) from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "unknown"
+            raise StudyError(
+                f"study.folder: {folder} is in use by another search ({holder}). "
+                "Wait for it or stop it; two drivers never share a study."
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,147 @@
+"""Start a search, or go on with one: the doors that the command line and notebooks use."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from evomerge.config.search import SearchConfig, make_search
+from evomerge.errors import InterruptedStudy, StudyError
+from evomerge.study.driver import Driver, Surroundings
+from evomerge.study.items import ItemStore
+from evomerge.study.lock import study_lock
+from evomerge.study.setup import Setup, prepare
+from evomerge.study.spec import differences, make_spec, versions
+from evomerge.study.storage import StudyStorage, mend_journal, open_named, open_storage
+from evomerge.workers import make_pool
+from evomerge.workers.job import WorkerSettings
+from evomerge.workers.logs import close_log, open_log
+from evomerge.workers.pool import AbstractPool
+
+log = logging.getLogger(__name__)
+
+PoolMaker = Callable[[SearchConfig, WorkerSettings], AbstractPool]
+
+
+def run_search(
+    config: SearchConfig,
+    *,
+    resume: bool = False,
+    observe: Callable[[dict[str, Any]], None] = lambda summary: None,
+    interrupted: Callable[[], bool] = lambda: False,
+    start_pool: PoolMaker = lambda config, settings: make_pool(config.workers, settings),
+) -> None:
+    """Run a search from where its study stands to the end of its budget.
+
+    Args:
+        config: The search.
+        resume: Whether the study exists already; a new one is not started over an old one by mistake.
+        observe: Called with the study's summary after every change.
+        interrupted: Asked between jobs; True stops the search so that it can be resumed.
+        start_pool: Makes the workers.
+
+    Raises:
+        ConfigError: The config does not fit the models or tasks.
+        StudyError: The study exists (or does not), is in use, was made by another config, or its storage fails.
+        InterruptedStudy: The search was stopped on request.
+    """
+    folder = Path(config.study.folder)
+    if resume and not folder.exists():
+        raise StudyError(
+            f"study {config.study.name!r}: there is no folder {folder}. Start it first."
+        )
+    with study_lock(folder):
+        handler = open_log(folder / "logs", "driver")
+        try:
+            _run(config, resume, observe, interrupted, start_pool)
+        finally:
+            close_log(handler)
+
+
+def stored_config(name: str, location: str) -> SearchConfig:
+    """Return the config that a study was last run with, from its storage alone.
+
+    Args:
+        name: The study's name.
+        location: Journal file or SQLAlchemy URL.
+
+    Raises:
+        StudyError: There is no such study, or it was not made by evomerge.
+    """
+    data = open_named(name, location).attribute("config")
+    if data is None:
+        raise StudyError(
+            f"study {name!r}: {location} holds no evomerge config. Give the config file instead."
+        )
+    return make_search(json.loads(data))
+
+
+def _run(
+    config: SearchConfig,
+    resume: bool,
+    observe: Callable[[dict[str, Any]], None],
+    interrupted: Callable[[], bool],
+    start_pool: PoolMaker,
+) -> None:
+    if config.study.journal is not None:
+        mend_journal(config.study.journal)
+    storage = open_storage(config.study, create=not resume)
+    stored = storage.attribute("spec")
+    if stored is not None and not resume:
+        raise StudyError(
+            f"study {config.study.name!r} exists already with {len(storage.trials())} trials. "
+            "Continue it with evomerge resume, or give study.name and study.folder of a new one."
+        )
+    setup = prepare(config)
+    proposer = setup.proposer()
+    pool = start_pool(config, _worker_settings(setup))
+    try:
+        _claim(storage, setup, make_spec(setup, pool.facts()), stored)
+        around = Surroundings(
+            storage=storage,
+            items=ItemStore(Path(config.study.folder) / "items"),
+            pool=pool,
+            proposer=proposer,
+            observe=observe,
+            interrupted=interrupted,
+        )
+        Driver(setup, around).run()
+    except KeyboardInterrupt:
+        storage.set_attribute("state", "interrupted")
+        raise InterruptedStudy(
+            f"study {config.study.name!r} was stopped; what finished is stored."
+        ) from None
+    finally:
+        pool.close()
+
+
+def _claim(
+    storage: StudyStorage, setup: Setup, spec: dict[str, Any], stored: dict[str, Any] | None
+) -> None:
+    """Write the study's identity, or compare it with the stored one."""
+    if stored is not None:
+        changed = differences(stored, json.loads(json.dumps(spec)))
+        if changed:
+            raise StudyError(
+                f"study {storage.name!r} was made by another config: {'; '.join(changed)}. "
+                "Use a new study name, or evomerge export to keep what was found."
+            )
+    storage.set_attribute("spec", spec)
+    storage.set_attribute("config", setup.config.model_dump_json(by_alias=True))
+    storage.set_attribute("versions", versions())
+
+
+def _worker_settings(setup: Setup) -> WorkerSettings:
+    config = setup.config
+    return WorkerSettings(
+        models=(config.models.base, *config.models.parents.values()),
+        tokenizer=config.tokenizer_model,
+        out_dtype=setup.out_dtype,
+        suite=config.suite,
+        cpus=config.workers.cpus,
+        device="cuda" if config.workers.gpus > 0 else "cpu",
+        log_folder=str(Path(config.study.folder) / "logs")
+        if config.workers.pool == "ray"
+        else None,
+    )

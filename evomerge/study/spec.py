@@ -1,0 +1,63 @@
+"""Identity of a study: what may not change between its sessions, and what differs when it did."""
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from evomerge.evaluate.evaluator import SuiteFacts
+from evomerge.study.setup import Setup
+
+RECORDED_PACKAGES = (
+    "evomerge",
+    "torch",
+    "transformers",
+    "lm_eval",
+    "nevergrad",
+    "cma",
+    "optuna",
+    "numpy",
+)
+
+
+def make_spec(setup: Setup, facts: SuiteFacts) -> dict[str, Any]:
+    """Describe everything that decides a study's trials.
+
+    Budget, workers, the folder's place and library versions are not part of it.
+    """
+    config = setup.config
+    return {
+        "seed": config.study.seed,
+        "models": {
+            name: {"model": str(ref), "fingerprint": setup.fingerprints[name]}
+            for name, ref in {"base": config.models.base, **config.models.parents}.items()
+        },
+        "merge": config.merge.model_dump(mode="json"),
+        "space": setup.space.describe(),
+        "suite": {"digest": facts.digest, **config.suite.model_dump(mode="json")},
+        "objective": config.objective.model_dump(mode="json"),
+        "proposer": config.proposer.model_dump(mode="json"),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that a study's numbers rest on."""
+    return {package: version(package) for package in RECORDED_PACKAGES}
+
+
+def differences(stored: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
+    """Return one phrase for each place where two specifications differ."""
+    found = []
+    for key in dict.fromkeys([*stored, *now]):
+        place = f"{path}.{key}" if path else str(key)
+        before, after = stored.get(key), now.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differences(before, after, place)
+        elif json.dumps(before, sort_keys=True) != json.dumps(after, sort_keys=True):
+            found.append(f"{place} was {_short(before)}, is now {_short(after)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,60 @@
+"""Where a study stands, as plain data: what `evomerge status --json` prints and what progress is drawn from."""
+
+from typing import Any
+
+from evomerge.study.ledger import Ledger
+from evomerge.study.records import TrialRecord
+
+STATES = ("waiting", "running", "done", "duplicate", "invalid", "failed")
+
+
+def summarise(name: str, state: str, ledger: Ledger, confirm: Any) -> dict[str, Any]:
+    """Describe a study.
+
+    Args:
+        name: The study's name.
+        state: `running`, `interrupted`, `killed`, `done`, `exhausted`.
+        ledger: Its trials.
+        confirm: Scores on the confirm items, None until they were taken.
+
+    Returns:
+        Plain data: `study`, `state`, `trials` (per state; baselines included), `best`, `baselines`, `confirm`,
+        `verdict` (None: winners are not tested yet), `examples_scored`, `seconds`.
+    """
+    records = ledger.records
+    best = ledger.best
+    return {
+        "study": name,
+        "state": state,
+        "trials": {s: sum(record.state == s for record in records) for s in STATES},
+        "evaluations": ledger.num_evaluations,
+        "best": {"trial": best.number, **scores_of(best)} if best else None,
+        "baselines": {
+            baseline: {"trial": record.number, **scores_of(record)}
+            for baseline, record in ledger.baselines.items()
+        },
+        "confirm": confirm,
+        "verdict": None,
+        "examples_scored": ledger.num_examples,
+        "seconds": ledger.elapsed_s,
+        "last_error": _last_error(records),
+    }
+
+
+def scores_of(record: TrialRecord) -> dict[str, Any]:
+    """Return a trial's objective and task scores as plain data; None and empty while there is no result."""
+    result = record.result
+    return {
+        "objective": result.fitness if result else None,
+        "stderr": result.stderr if result else None,
+        "tasks": {task: score.value for task, score in result.tasks.items()} if result else {},
+    }
+
+
+def _last_error(records: list[TrialRecord]) -> str | None:
+    failed = [r for r in records if r.result is not None and r.result.error]
+    return (
+        f"trial {failed[-1].number}: {failed[-1].result.error}"
+        if failed and failed[-1].result
+        else None
+    )

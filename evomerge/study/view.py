@@ -1,0 +1,163 @@
+"""StudyView: a study for reading. Trials, items and baselines as pandas frames; nothing is written."""
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from evomerge.config.search import SearchConfig, load_search
+from evomerge.config.suite import ItemRole
+from evomerge.errors import StudyError
+from evomerge.study.items import ItemStore
+from evomerge.study.ledger import Ledger
+from evomerge.study.records import TrialRecord
+from evomerge.study.run import stored_config
+from evomerge.study.storage import open_storage
+from evomerge.study.summary import summarise
+
+
+class StudyView:
+    """A study as it stands in its storage.
+
+    Args:
+        config: The search config; only its study section is used to find the study.
+
+    Raises:
+        StudyError: There is no such study.
+    """
+
+    def __init__(self, config: SearchConfig) -> None:
+        self.config = config
+        self._storage = open_storage(config.study, create=False)
+        if self._storage.attribute("spec") is None:
+            raise StudyError(
+                f"study {config.study.name!r} has not begun. Start it with evomerge search."
+            )
+        self.ledger = Ledger(self._storage.trials())
+        self._items = ItemStore(Path(config.study.folder) / "items")
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self._storage.name
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Where the study stands, as plain data (as `evomerge status --json`)."""
+        confirm = self._storage.attribute("confirm")
+        return summarise(self.name, self._state(), self.ledger, confirm)
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """One row per trial: number, state, baseline, objective, a column per task and per knob, cost, worker, error."""
+        return pd.DataFrame([_row(record) for record in self.ledger.records]).set_index("trial")
+
+    @property
+    def baselines(self) -> pd.DataFrame:
+        """The rows of `trials` that are baselines, by name."""
+        frame = self.trials
+        return frame[frame["baseline"].notna()].set_index("baseline")
+
+    @property
+    def best(self) -> TrialRecord:
+        """The candidate with the highest objective.
+
+        Raises:
+            StudyError: No candidate was scored yet.
+        """
+        if self.ledger.best is None:
+            raise StudyError(
+                f"study {self.name!r}: no candidate has been scored yet. Wait, or resume it."
+            )
+        return self.ledger.best
+
+    def trial(self, number: int) -> TrialRecord:
+        """Return a trial by number.
+
+        Raises:
+            StudyError: There is none.
+        """
+        numbers = [record.number for record in self.ledger.records]
+        if number not in numbers:
+            raise StudyError(
+                f"study {self.name!r}: there is no trial {number}; it has 0 to {max(numbers)}."
+            )
+        return self.ledger[number]
+
+    def items(self, role: ItemRole = "search") -> pd.DataFrame:
+        """Return results per item: one row for each trial, task, item and metric."""
+        rows = [
+            {"trial": record.number, "task": task, "item": item, "metric": key, "value": value}
+            for record in self.ledger.records
+            if self.ledger.original_of(record) is None
+            for chunk in self._items.read(record.recipe.hash, role).values()
+            for task, results in chunk.result.items()
+            for key, column in results.values.items()
+            for item, value in zip(results.ids, column, strict=True)
+        ]
+        columns = ["trial", "task", "item", "metric", "value"]
+        return pd.DataFrame(rows, columns=columns).sort_values(columns[:4], ignore_index=True)
+
+    def _state(self) -> str:
+        state = self._storage.attribute("state") or "running"
+        return (
+            "killed"
+            if state == "running" and not _is_locked(Path(self.config.study.folder))
+            else state
+        )
+
+
+def load_study(study: str | Path, storage: str | None = None) -> StudyView:
+    """Open a study for reading.
+
+    Args:
+        study: A search config (YAML file), or the study's name when `storage` is given.
+        storage: Journal file or SQLAlchemy URL.
+
+    Raises:
+        ConfigError: The config cannot be read.
+        StudyError: There is no such study.
+    """
+    return StudyView(find_config(str(study), storage))
+
+
+def find_config(study: str, storage: str | None) -> SearchConfig:
+    """Return the config of a study given by a config file, or by name and storage."""
+    return load_search(study) if storage is None else stored_config(study, storage)
+
+
+def _is_locked(folder: Path) -> bool:
+    try:
+        descriptor = os.open(folder / "lock", os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _row(record: TrialRecord) -> dict[str, Any]:
+    result = record.result
+    row: dict[str, Any] = {
+        "trial": record.number,
+        "state": record.state,
+        "baseline": record.baseline,
+        "objective": result.fitness if result else None,
+        "stderr": result.stderr if result else None,
+    }
+    if result is not None:
+        row |= {f"task.{task}": score.value for task, score in result.tasks.items()}
+    row |= {f"knob.{name}": value for name, value in record.values.items()}
+    row["recipe_hash"] = record.recipe.hash
+    if result is not None:
+        fields = ("examples", "seconds_merge", "seconds_score", "worker", "attempt")
+        row |= {
+            name: getattr(result, name) for name in (*fields, "duplicate_of", "digest", "error")
+        }
+    return row

@@ -1,0 +1,122 @@
+"""Worker: holds the sources and one live model; merges a recipe into it and scores it. Plain Python, no Ray."""
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from evomerge.checkpoints.architecture import layout_of
+from evomerge.checkpoints.locate import locate
+from evomerge.checkpoints.reader import LazyCheckpoint, open_checkpoint
+from evomerge.config.recipe import Recipe
+from evomerge.errors import EvoMergeError, MergeError
+from evomerge.evaluate.evaluator import SuiteFacts
+from evomerge.evaluate.harness import Harness
+from evomerge.evaluate.tasks import load_tasks
+from evomerge.kernels.statistics import StatisticsCache
+from evomerge.merge.plan import make_plan
+from evomerge.merge.sinks import write_live
+from evomerge.workers.job import Job, Outcome, WorkerSettings
+from evomerge.workers.live_model import load_live_model, load_tokenizer
+from evomerge.workers.logs import about_trial, close_log, open_log
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """Prepared once, then asked for one job after another.
+
+    Sources are read by memory map; the live model is made from the base model and overwritten in place for each recipe.
+    A recipe that is live already is not merged again.
+
+    Args:
+        settings: What to prepare.
+        name: How outcomes and logs call this worker.
+
+    Raises:
+        EvoMergeError: A model or task cannot be loaded.
+    """
+
+    def __init__(self, settings: WorkerSettings, name: str) -> None:
+        self._log = open_log(settings.log_folder, f"worker-{name}") if settings.log_folder else None
+        self.name = name
+        torch.set_num_threads(settings.cpus)
+        folders = {str(ref): locate(ref) for ref in settings.models}
+        self._sources: Mapping[str, LazyCheckpoint] = {
+            label: open_checkpoint(folder, label) for label, folder in folders.items()
+        }
+        base = folders[str(settings.models[0])]
+        self._layout = layout_of(self._sources[str(settings.models[0])].names())
+        self._statistics = StatisticsCache()
+        dtype = getattr(torch, settings.out_dtype)
+        attention = settings.suite.attn_implementation
+        self._model = load_live_model(base, dtype, attention, settings.device)
+        tokenizer = load_tokenizer(locate(settings.tokenizer))
+        self._harness = Harness(load_tasks(settings.suite), settings.suite, self._model, tokenizer)
+        self._live: tuple[str, str] | None = (
+            None  # hash of the recipe and digest of the weights in the live model
+        )
+        log.info("worker %s is ready on %s", name, os.uname().nodename)
+
+    def facts(self) -> SuiteFacts:
+        """Return what identifies the prepared suite."""
+        return self._harness.facts()
+
+    def run(self, job: Job) -> Outcome:
+        """Do one job; errors of the candidate come back in the outcome, never as an exception."""
+        with about_trial(job.trial):
+            started = time.perf_counter()
+            try:
+                digest = self._materialise(job.recipe)
+            except MergeError as error:
+                return self._unsuccessful(job, "invalid", error)
+            except Exception as error:
+                return self._unsuccessful(job, "failed", error)
+            merged = time.perf_counter()
+            try:
+                result = self._harness.score(self._model, job.chunk)
+            except Exception as error:
+                return self._unsuccessful(job, "failed", error)
+            scored = time.perf_counter()
+            log.info(
+                "%s chunk %d: merged in %.3f s, scored %d items in %.3f s",
+                job.chunk.role, job.chunk.index, merged - started, job.chunk.num_items, scored - merged,
+            )  # fmt: skip
+            return Outcome(
+                job, "done", self.name, result, digest, merged - started, scored - merged
+            )
+
+    def close(self) -> None:
+        """Close the log."""
+        if self._log is not None:
+            close_log(self._log)
+            self._log = None
+
+    def _materialise(self, recipe: Recipe) -> str:
+        if self._live is None or self._live[0] != recipe.hash:
+            self._live = None  # a merge that stops half-way leaves weights of nobody
+            plan = make_plan(recipe, self._sources, self._layout)
+            self._live = recipe.hash, write_live(plan, self._sources, self._statistics, self._model)
+        return self._live[1]
+
+    def _unsuccessful(self, job: Job, kind: str, error: Exception) -> Outcome:
+        ours = isinstance(error, EvoMergeError)
+        log.warning("%s: %s", kind, one_line(error), exc_info=None if ours else error)
+        return Outcome(
+            job, "invalid" if kind == "invalid" else "failed", self.name, error=one_line(error)
+        )
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error as one sentence: ours as it is, others with their type and where they were raised."""
+    text = " ".join(str(error).split())
+    if isinstance(error, EvoMergeError):
+        return text
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})" if trace else ""
+    return f"{type(error).__name__}{place}: {text}"[:500]

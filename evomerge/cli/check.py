@@ -29,6 +29,8 @@ def check(config: str, settings: tuple[str, ...], as_json: bool) -> None:
 
 
 def _facts(setup: "Setup") -> dict[str, Any]:
+    from evomerge.config.suite import ROLES
+
     config = setup.config
     return {
         "study": config.study.name,
@@ -40,15 +42,13 @@ def _facts(setup: "Setup") -> dict[str, Any]:
         "knobs": setup.space.describe(),
         "proposer": config.proposer.model_dump(mode="json"),
         "tasks": {
-            task.task: {
-                "metric": setup.tasks.metric_keys[task.task],
-                "higher_is_better": setup.tasks.higher_is_better[task.task],
+            task.name: {
+                "metric": task.metric,
+                "higher_is_better": task.higher_is_better,
                 "weight": task.weight,
-                "items": {
-                    role: len(setup.tasks.items[role][task.task]) for role in setup.tasks.items
-                },
+                "items": {role: len(setup.tasks.items(role).get(task.name, ())) for role in ROLES},
             }
-            for task in config.suite.tasks
+            for task in setup.tasks.scored
         },
         "examples_per_evaluation": sum(c.num_items for c in setup.tasks.chunks("search")),
         "budget": config.study.budget.model_dump(mode="json"),

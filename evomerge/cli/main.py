@@ -4,7 +4,6 @@ import sys
 
 import click
 
-from evomerge import __version__
 from evomerge.cli.check import check
 from evomerge.cli.eval import eval_model
 from evomerge.cli.export import export
@@ -24,7 +23,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, package_name="evomerge")
+@click.version_option(package_name="evomerge")
 def cli() -> None:
     """Search for the best merge of fine-tuned language models, and trust what it found.
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from evomerge.config.suite import ItemRole
-from evomerge.errors import InterruptedStudy, StudyError
-from evomerge.evaluate.evaluator import EvalResult
+from evomerge.errors import EvaluationError, InterruptedStudy, StudyError
+from evomerge.evaluate.evaluator import TaskMetric
 from evomerge.propose.proposer import AbstractProposer, replay
 from evomerge.space.decode import decode, values_of
 from evomerge.space.genome import Genome
 from evomerge.study.baselines import baseline_recipes
 from evomerge.study.items import ItemStore
 from evomerge.study.ledger import Ledger
-from evomerge.study.records import Ask, TaskScore, TrialRecord, TrialResult
+from evomerge.study.records import Ask, TrialRecord, TrialResult
 from evomerge.study.schedule import Schedule, Scored
 from evomerge.study.setup import Setup
 from evomerge.study.storage import StudyStorage
@@ -255,25 +255,24 @@ class Driver:
                 self._record(record)
 
     def _record_baselines(self, waiting: list[TrialRecord]) -> None:
-        metrics = {}
+        parents = self._parents()
         for record in waiting:
             result = self._scored[record.number].result
-            if record.baseline is not None and result is not None:
-                metrics[record.baseline] = self._setup.metrics_of(result)
-        parents = _best_parent({**self._parent_scores(), **_parents_only(metrics)})
+            if _is_parent(record) and result is not None:
+                parents.append(self._setup.metrics_of(result))
         for record in waiting:
             self._record(record, parents)
 
-    def _parent_scores(self) -> dict[str, Mapping[str, TaskScore]]:
-        return _parents_only(
-            {name: r.result.tasks for name, r in self._ledger.baselines.items() if r.result}
-        )
+    def _parents(self) -> list[Mapping[str, TaskMetric]]:
+        return [r.result.tasks for r in self._ledger.baselines.values() if _is_parent(r) and r.result]
 
-    def _record(self, record: TrialRecord, parents: Mapping[str, float] | None = None) -> None:
+    def _record(
+        self, record: TrialRecord, parents: list[Mapping[str, TaskMetric]] | None = None
+    ) -> None:
         original = self._ledger.original_of(record)
         if original is None:
-            best_parent = _best_parent(self._parent_scores()) if parents is None else parents
-            result = self._result_of(self._scored.pop(record.number), best_parent)
+            known = self._parents() if parents is None else parents
+            result = self._result_of(self._scored.pop(record.number), known)
         else:
             result = _retold(original)
         result = replace(result, elapsed_s=round(self._elapsed(), 3))
@@ -298,7 +297,9 @@ class Driver:
         assert worst is not None, "the baselines are scored before any candidate"
         return worst
 
-    def _result_of(self, scored: Scored, best_parent: Mapping[str, float]) -> TrialResult:
+    def _result_of(
+        self, scored: Scored, parents: list[Mapping[str, TaskMetric]]
+    ) -> TrialResult:
         cost = TrialResult(
             state="failed",
             examples=sum(len(t.ids) for chunk in scored.chunks for t in chunk.result.values()),
@@ -309,17 +310,17 @@ class Driver:
         )
         if scored.result is None:
             return replace(cost, state=scored.state, error=scored.error)
-        tasks = self._setup.metrics_of(scored.result)
         try:
-            fitness, stderr = self._setup.fitness_of(tasks, best_parent)
-        except ArithmeticError as error:
-            return replace(cost, tasks=tasks, error=str(error))
+            metrics = self._setup.metrics_of(scored.result)
+            score = self._setup.score_of(metrics, parents)
+        except EvaluationError as error:
+            return replace(cost, error=str(error))
         return replace(
             cost,
             state="done",
-            fitness=fitness,
-            stderr=stderr,
-            tasks=tasks,
+            fitness=score.value,
+            stderr=score.stderr,
+            tasks=metrics,
             digest=scored.chunks[0].digest,
         )
 
@@ -334,33 +335,38 @@ class Driver:
             self._add_to_schedule(record, "confirm")
         while len(self._schedule):
             self._turn()
-        results = {r.number: self._scored.pop(r.number) for r in records}
-        failed = [s for s in results.values() if s.result is None]
-        if failed:
-            raise StudyError(
-                f"trial {failed[0].trial} cannot be scored on the confirm items ({failed[0].error})."
+        metrics = {r.number: self._confirm_metrics(self._scored.pop(r.number)) for r in records}
+        parents = [metrics[record.number] for record in records if _is_parent(record)]
+        scores = {
+            record.baseline or "winner": self._confirm_scores(
+                record.number, metrics[record.number], parents
             )
-        self._storage.set_attribute("confirm", self._confirm_scores(records, results))
+            for record in records
+        }
+        self._storage.set_attribute("confirm", scores)
+
+    def _confirm_metrics(self, scored: Scored) -> Mapping[str, TaskMetric]:
+        if scored.result is None:
+            raise StudyError(
+                f"trial {scored.trial} cannot be scored on the confirm items ({scored.error}). "
+                "Mend the cause and resume."
+            )
+        return self._setup.metrics_of(scored.result)
 
     def _confirm_scores(
-        self, records: list[TrialRecord], results: Mapping[int, Scored]
+        self,
+        trial: int,
+        metrics: Mapping[str, TaskMetric],
+        parents: list[Mapping[str, TaskMetric]],
     ) -> dict[str, Any]:
-        metrics = {
-            r.number: self._setup.metrics_of(_some(results[r.number].result)) for r in records
+        score = self._setup.score_of(metrics, parents)
+        return {
+            "trial": trial,
+            "objective": score.value,
+            "stderr": score.stderr,
+            "tasks": {task: metric.value for task, metric in metrics.items()},
+            "num_items": sum(metric.num_items for metric in metrics.values()),
         }
-        named = {r.baseline: metrics[r.number] for r in records if r.baseline is not None}
-        best_parent = _best_parent(_parents_only(named))
-        scores = {}
-        for record in records:
-            fitness, stderr = self._setup.fitness_of(metrics[record.number], best_parent)
-            scores[record.baseline or "winner"] = {
-                "trial": record.number,
-                "objective": fitness,
-                "stderr": stderr,
-                "tasks": {task: score.value for task, score in metrics[record.number].items()},
-                "num_items": sum(score.num_items for score in metrics[record.number].values()),
-            }
-        return scores
 
     # reporting
 
@@ -404,20 +410,5 @@ def _retold(original: TrialRecord) -> TrialResult:
     )
 
 
-def _parents_only(
-    scores: Mapping[str, Mapping[str, TaskScore]],
-) -> dict[str, Mapping[str, TaskScore]]:
-    return {name: tasks for name, tasks in scores.items() if name.startswith("parent:")}
-
-
-def _best_parent(scores: Mapping[str, Mapping[str, TaskScore]]) -> dict[str, float]:
-    best: dict[str, float] = {}
-    for tasks in scores.values():
-        for task, score in tasks.items():
-            best[task] = max(best.get(task, score.value), score.value)
-    return best
-
-
-def _some(result: EvalResult | None) -> EvalResult:
-    assert result is not None, "failures were sorted out before"
-    return result
+def _is_parent(record: TrialRecord) -> bool:
+    return record.baseline is not None and record.baseline.startswith("parent:")

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from evomerge.config.recipe import Recipe
+from evomerge.evaluate.evaluator import TaskMetric
 
 State = Literal["waiting", "running", "done", "duplicate", "invalid", "failed"]
 FINISHED: tuple[State, ...] = ("done", "duplicate", "invalid", "failed")
@@ -31,15 +32,6 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class TaskScore:
-    """A task's chosen metric on a trial's items, with its standard error (None where there is none)."""
-
-    value: float
-    stderr: float | None
-    num_items: int
-
-
-@dataclass(frozen=True)
 class TrialResult:
     """What came of a trial.
 
@@ -47,7 +39,7 @@ class TrialResult:
         state: One of the finished states.
         fitness: The objective; None for failures.
         stderr: Its standard error, where it is known.
-        tasks: Score per task.
+        tasks: The chosen metric of each task.
         examples: Items scored for this trial; 0 for a duplicate.
         seconds_merge: Seconds spent on materialising weights.
         seconds_score: Seconds spent on scoring.
@@ -64,7 +56,7 @@ class TrialResult:
     state: State
     fitness: float | None = None
     stderr: float | None = None
-    tasks: Mapping[str, TaskScore] = field(default_factory=dict)
+    tasks: Mapping[str, TaskMetric] = field(default_factory=dict)
     examples: int = 0
     seconds_merge: float = 0.0
     seconds_score: float = 0.0
@@ -84,7 +76,7 @@ class TrialResult:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "TrialResult":
         """Make the record from `to_json`'s data."""
-        tasks = {name: TaskScore(**score) for name, score in data["tasks"].items()}
+        tasks = {name: TaskMetric(**score) for name, score in data["tasks"].items()}
         return replace(cls(**{**data, "tasks": {}}), tasks=tasks)
 
 

@@ -1,6 +1,6 @@
 """Setup: a search config resolved against the real models and tasks; everything that is wrong with it, at once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,8 +15,8 @@ from evomerge.config.params import Param
 from evomerge.config.search import BASE, SearchConfig, place_problems
 from evomerge.config.strict import dotted
 from evomerge.errors import ConfigError, EvoMergeError, MergeError
-from evomerge.evaluate.evaluator import EvalResult
-from evomerge.evaluate.scores import fitness
+from evomerge.evaluate.evaluator import EvalResult, TaskMetric
+from evomerge.evaluate.scores import Objective, Score, make_objective
 from evomerge.evaluate.tasks import TaskSuite, load_tasks
 from evomerge.merge.plan import make_plan
 from evomerge.methods import METHODS
@@ -28,7 +28,6 @@ from evomerge.seeds import stream_seed
 from evomerge.space.decode import RecipeTemplate, decode
 from evomerge.space.genome import Genome
 from evomerge.space.space import Space, build_space
-from evomerge.study.records import TaskScore
 
 Found = TypeVar("Found")
 
@@ -47,6 +46,7 @@ class Setup:
         space: The knobs.
         template: What of a recipe does not vary.
         tasks: The loaded tasks.
+        objective: What is optimised.
     """
 
     config: SearchConfig
@@ -58,6 +58,7 @@ class Setup:
     space: Space
     template: RecipeTemplate
     tasks: TaskSuite
+    objective: Objective
 
     def proposer(self) -> AbstractProposer:
         """Make the proposer, fresh."""
@@ -66,20 +67,28 @@ class Setup:
         seed = stream_seed(config.study.seed, "propose") % 2**32
         return make_proposer(config.proposer, self.space, seed, workers)
 
-    def metrics_of(self, result: EvalResult) -> dict[str, TaskScore]:
+    def metrics_of(self, result: EvalResult) -> dict[str, TaskMetric]:
         """Return the chosen metric of each task."""
         metrics = self.tasks.aggregate(result)
-        chosen = {}
-        for task in self.config.suite.tasks:
-            metric = metrics[task.task][self.tasks.metric_keys[task.task]]
-            chosen[task.task] = TaskScore(metric.value, metric.stderr, metric.num_items)
-        return chosen
+        return {task.name: metrics[task.name][task.metric] for task in self.tasks.scored}
 
-    def fitness_of(
-        self, tasks: Mapping[str, TaskScore], best_parent: Mapping[str, float]
-    ) -> tuple[float, float | None]:
-        """Return objective and standard error (None where it is not known) of task scores."""
-        return fitness(self.config.objective, self.tasks, tasks, best_parent)
+    def score_of(
+        self, metrics: Mapping[str, TaskMetric], parents: Sequence[Mapping[str, TaskMetric]]
+    ) -> Score:
+        """Return the objective of a model and its standard error.
+
+        Args:
+            metrics: The model's chosen metrics.
+            parents: Those of each parent on the same items, for parent-relative objectives.
+
+        Raises:
+            EvaluationError: The objective is not defined for these metrics.
+        """
+        objective = self.objective.with_parents([self._keyed(parent) for parent in parents])
+        return objective(self._keyed(metrics))
+
+    def _keyed(self, metrics: Mapping[str, TaskMetric]) -> dict[str, dict[str, TaskMetric]]:
+        return {t.name: {t.metric: metrics[t.name]} for t in self.tasks.scored}
 
 
 def prepare(config: SearchConfig) -> Setup:
@@ -99,6 +108,9 @@ def prepare(config: SearchConfig) -> Setup:
         for name, ref in models.items()
     }
     tasks = problems.catch(("suite",), lambda: load_tasks(config.suite))
+    objective = tasks and problems.catch(
+        ("objective",), lambda: make_objective(config.objective, tasks.scored)
+    )
     base = checkpoints[BASE]
     layout = problems.catch(("models", "base"), lambda: layout_of(base.names())) if base else None
     if method is None or base is None or layout is None:
@@ -122,7 +134,7 @@ def prepare(config: SearchConfig) -> Setup:
         recipe = decode(space, Genome(space.initial), template)
         sources = {str(models[name]): reader for name, reader in opened.items()}
         problems.catch(("models",), lambda: make_plan(recipe, sources, layout))
-    if problems.lines or tasks is None or space is None:
+    if problems.lines or tasks is None or objective is None or space is None:
         raise problems.as_error(config)
     folders = {name: locate(ref) for name, ref in models.items()}
     return Setup(
@@ -135,6 +147,7 @@ def prepare(config: SearchConfig) -> Setup:
         space=space,
         template=template,
         tasks=tasks,
+        objective=objective,
     )
 
 

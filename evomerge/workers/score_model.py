@@ -62,5 +62,5 @@ def score_model(
     harness = Harness(tasks, suite, live, load_tokenizer(folder))
     items = join_results([harness.score(live, chunk) for chunk in chunks])
     metrics = tasks.aggregate(items)
-    chosen = {task: metrics[task][tasks.metric_keys[task]] for task in metrics}
+    chosen = {task.name: metrics[task.name][task.metric] for task in tasks.scored}
     return ModelScores(metrics, chosen, items, digest_of(checkpoint))

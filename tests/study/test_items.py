@@ -1,0 +1,42 @@
+"""Results per item survive kills and come back exactly."""
+
+import math
+
+import pytest
+
+from evomerge.errors import StudyError
+from evomerge.evaluate.evaluator import TaskItems
+from evomerge.study.items import ItemStore, ScoredChunk
+
+
+def chunk(index, value=0.1 + 0.2):
+    items = TaskItems((3, 5), {"acc,none": (value, 1.0), "ppl,none": ([1.5, 2], [math.pi, 3])})
+    return ScoredChunk(index, {"task": items}, "digest", "worker", 0.25, 1e-17)
+
+
+def test_round_trip_is_exact(tmp_path):
+    store = ItemStore(tmp_path)
+    store.add("hash", "search", chunk(0))
+    store.add("hash", "search", chunk(2))
+    assert store.read("hash", "search") == {0: chunk(0), 2: chunk(2)}
+    assert store.read("hash", "confirm") == {}
+    assert store.read("other", "search") == {}
+
+
+@pytest.mark.parametrize("cut", [1, 20, 60])
+def test_a_line_cut_off_by_a_kill_is_ignored_and_mended_by_the_next(tmp_path, cut):
+    store = ItemStore(tmp_path)
+    store.add("hash", "search", chunk(0))
+    store.add("hash", "search", chunk(1))
+    path = next(tmp_path.rglob("*.jsonl"))
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert set(store.read("hash", "search")) == ({0, 1} if cut == 1 else {0})
+    store.add("hash", "search", chunk(2))
+    assert {0, 2} <= set(store.read("hash", "search"))
+    assert store.read("hash", "search")[2] == chunk(2)
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "items").write_text("a file in the way")
+    with pytest.raises(StudyError, match="results per item cannot be written"):
+        ItemStore(tmp_path / "items").add("hash", "search", chunk(0))

@@ -79,6 +79,9 @@ class ChatConfig(StrictModel):
     enable_thinking: bool | None = None
     """The chat template's thinking switch; None leaves it to the template."""
 
+    think_end_token: str | None = None
+    """Text that ends the thinking; only what follows is judged. `enable_thinking: true` needs it."""
+
 
 class SuiteConfig(StrictModel):
     """Everything that decides what a model is asked and how its answers are counted."""
@@ -115,6 +118,11 @@ class SuiteConfig(StrictModel):
             raise ValueError(f"task {twice[0]!r} stands twice. Keep one entry for each task.")
         if not any(task.weight > 0 for task in self.tasks):
             raise ValueError("every task has weight 0. Give at least one task a positive weight.")
+        if self.chat.enable_thinking and self.chat.think_end_token is None:
+            raise ValueError(
+                "chat.enable_thinking needs chat.think_end_token. Write the text that ends the "
+                "thinking, e.g. </think>."
+            )
         if self.chat.fewshot_as_multiturn and not self.chat.apply_chat_template:
             raise ValueError(
                 "chat.fewshot_as_multiturn needs chat.apply_chat_template. Set that to true."

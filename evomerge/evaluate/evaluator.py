@@ -9,7 +9,7 @@ import torch
 from evomerge.config.suite import ItemRole
 
 Value = float | int | bool | str | None | list["Value"] | dict[str, "Value"]
-"""What a metric says of one item: mostly a number; a pair or a mapping for metrics that are not a mean."""
+"""What a metric says of one item: mostly a number; a pair or a mapping where it is not a mean."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class TaskItems:
 
     Attributes:
         ids: Document numbers, ascending.
-        values: For each of lm-eval's metric keys (`acc,none`), the item's value, in the order of `ids`.
+        values: For each of lm-eval's metric keys (`acc,none`), the item's value, in the order of
+            `ids`; None where the task gave none, or none that is finite.
     """
 
     ids: tuple[int, ...]
@@ -51,7 +52,7 @@ EvalResult = Mapping[str, TaskItems]
 
 @dataclass(frozen=True)
 class TaskMetric:
-    """A task's metric over some items, with its standard error (None where it cannot be had in closed form)."""
+    """A task's metric over some items; its standard error is None where it has no closed form."""
 
     value: float
     stderr: float | None
@@ -63,7 +64,8 @@ class SuiteFacts:
     """What a prepared suite says of itself; equal on every worker of a study.
 
     Attributes:
-        digest: SHA-256 of everything that decides the numbers: prompts, tokens, targets, items, settings, versions of the tasks.
+        digest: SHA-256 of everything that decides the numbers: prompts, tokens, targets, items,
+            settings, versions of the tasks.
         num_items: For each role, the items of each task.
     """
 
@@ -86,7 +88,8 @@ class AbstractEvaluator(ABC):
     def score(self, model: torch.nn.Module, chunk: Chunk) -> EvalResult:
         """Score a model on a chunk.
 
-        The same weights give the same results, bit for bit, whatever was scored before. The model is not modified.
+        The same weights give the same results, bit for bit, whatever was scored before. The model
+        is not modified.
 
         Raises:
             NonFiniteError: NaN or Inf among the log-likelihoods or logits.
@@ -94,14 +97,19 @@ class AbstractEvaluator(ABC):
 
 
 def join_results(parts: list[EvalResult]) -> EvalResult:
-    """Join results of several chunks; items stay ascending by document number, whatever the order of the parts."""
+    """Join results of several chunks, in any order; items are ascending by document number.
+
+    A metric that one part has and another has not is None for the items of the latter.
+    """
     joined: dict[str, TaskItems] = {}
     for task in sorted({task for part in parts for task in part}):
         pieces = [part[task] for part in parts if task in part]
         ids = [i for piece in pieces for i in piece.ids]
         order = sorted(range(len(ids)), key=ids.__getitem__)
+        keys = dict.fromkeys(key for piece in pieces for key in piece.values)
         values = {
-            key: [v for piece in pieces for v in piece.values[key]] for key in pieces[0].values
+            key: [v for p in pieces for v in p.values.get(key, (None,) * len(p.ids))]
+            for key in sorted(keys)
         }
         joined[task] = TaskItems(
             tuple(ids[i] for i in order),

@@ -6,6 +6,7 @@ new actor is made. Models are read from disk by every worker; only recipes, item
 
 import logging
 import os
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,10 @@ START_ATTEMPTS = 3
 
 LOCAL_OBJECT_STORE_BYTES = 80_000_000
 """Enough for jobs and results, and near the least that Ray accepts; models never pass through the object store."""
+
+
+KNOCK_TIMEOUT_S = 10.0
+"""Longest wait for an answer from the head node's address."""
 
 
 class _Actor:
@@ -171,6 +176,7 @@ def _import_ray() -> Any:
 
 
 def _connect(ray: Any, config: WorkersConfig) -> None:
+    _knock(config.address)
     common: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     try:
         if config.address == "local":
@@ -184,11 +190,27 @@ def _connect(ray: Any, config: WorkersConfig) -> None:
         else:
             ray.init(address=config.address, **common)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise WorkerError(
-            f"workers.address {config.address!r}: no Ray cluster answers ({' '.join(str(error).split())[:200]}). "
-            "Start one with 'ray start --head', or set workers.address: local."
-        ) from None
+        raise _no_cluster(config.address, error) from None
     _check_size(ray.cluster_resources(), config)
+
+
+def _knock(address: str) -> None:
+    """Find out in seconds whether anything listens at `host:port`; Ray itself takes minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=KNOCK_TIMEOUT_S).close()
+    except OSError as error:
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, error: Exception) -> WorkerError:
+    reason = " ".join(str(error).split())[:200]
+    return WorkerError(
+        f"workers.address {address!r}: no Ray cluster answers ({reason}). "
+        "Start one with 'ray start --head', or set workers.address: local."
+    )
 
 
 def _check_size(resources: dict[str, float], config: WorkersConfig) -> None:

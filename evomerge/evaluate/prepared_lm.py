@@ -1,0 +1,165 @@
+"""PreparedLM: lm-eval's Hugging Face model around the live model; texts are tokenised once."""
+
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from transformers import StoppingCriteria, StoppingCriteriaList
+from typing_extensions import override
+
+from evomerge.config.suite import SuiteConfig
+
+
+class NonFinitePrompt(Exception):
+    """The logits of a prompt hold NaN or Inf; the harness knows whose prompt it is."""
+
+    def __init__(self, prompt: str) -> None:
+        self.prompt = prompt
+
+
+class PreparedLM(HFLM):
+    """Scores by lm-eval's own code, so that numbers equal those of `simple_evaluate`.
+
+    Tokens are kept by text, batches of prompts by their texts. Rows of a generation stop each at
+    its own stop text (lm-eval goes on until all rows have met the same one, and then cuts); the
+    answers are the same, runaway batches end earlier.
+
+    Args:
+        model: The live causal language model; its weights may change in place between calls.
+        tokenizer: Its tokenizer; gets a padding token if it has none.
+        config: Batch size, lengths and dress of the prompts.
+    """
+
+    def __init__(self, model: torch.nn.Module, tokenizer: Any, config: SuiteConfig) -> None:
+        chat = config.chat
+        named = isinstance(chat.apply_chat_template, str)
+        super().__init__(
+            pretrained=model,
+            tokenizer=tokenizer,
+            backend="causal",
+            softmax_dtype="float32",  # in bfloat16 choices tie and the first one wins
+            batch_size=config.batch_size,
+            max_length=config.max_length,
+            add_bos_token=config.add_bos_token,
+            enable_thinking=chat.enable_thinking,
+            think_end_token=chat.think_end_token,
+            chat_template_args={"chat_template": chat.apply_chat_template} if named else None,
+        )
+        self._tokens: dict[tuple[Any, ...], list[int]] = {}
+        self._batches: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._prompts: tuple[str, ...] = ()
+
+    def request_tokens(self, request: Instance) -> tuple[list[int], list[int]]:
+        """Return the tokens of a request: context and continuation, empty where it has none."""
+        if request.request_type != "loglikelihood":
+            return self.tok_encode(request.args[0]), []
+        context, continuation = request.args
+        if context == "":
+            return [], self.tok_encode(continuation, add_special_tokens=False)
+        return self._encode_pair(context, continuation)
+
+    @override
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **kwargs: Any,
+    ) -> list[int]:
+        key = (string, add_special_tokens, left_truncate_len)
+        if key not in self._tokens:
+            self._tokens[key] = super().tok_encode(string, add_special_tokens, left_truncate_len)
+        return self._tokens[key]
+
+    @override
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self._prompts = tuple(strings)
+        key = (self._prompts, padding_side, left_truncate_len, truncation)
+        if key not in self._batches:
+            self._batches[key] = super().tok_batch_encode(
+                list(strings), padding_side, left_truncate_len, truncation
+            )
+        return self._batches[key]
+
+    @override
+    def _loglikelihood_tokens(
+        self, requests: Any, disable_tqdm: bool = True, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        # rolling requests ask for a bar for every batch
+        return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+
+    @override
+    def _model_generate(
+        self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
+    ) -> torch.Tensor:
+        generation_kwargs.pop("temperature", None)  # 0, as decoding is greedy
+        hook = self.model.register_forward_hook(self._check_logits)
+        try:
+            return self.model.generate(
+                input_ids=context,
+                max_length=max_length,
+                stopping_criteria=StoppingCriteriaList([self._stop_rows(stop, context.shape[1])]),
+                pad_token_id=self.tokenizer.pad_token_id,
+                use_cache=True,
+                **generation_kwargs,
+            )
+        finally:
+            hook.remove()
+
+    def _stop_rows(self, stop: list[str], prompt_length: int) -> "StopRows":
+        end = self.think_end_token
+        return StopRows(
+            self.tokenizer,
+            texts=tuple(text for text in stop if text),
+            prompt_length=prompt_length,
+            window=2 + max(len(self.tok_encode(text, add_special_tokens=False)) for text in stop),
+            think_end=self.tok_decode([end]) if isinstance(end, int) else end,
+        )
+
+    def _check_logits(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        # the host looks for stop texts after every token, so it waits for the device anyway
+        rows = output.logits[:, -1].isfinite().all(-1).tolist()
+        if not all(rows):
+            raise NonFinitePrompt(self._prompts[rows.index(False)])
+
+
+class StopRows(StoppingCriteria):
+    """Ends each row of a generation at its own stop text; one within the thinking does not count.
+
+    Args:
+        tokenizer: Decodes the answers.
+        texts: The stop texts.
+        prompt_length: Tokens of the padded prompts.
+        window: How many of the last tokens are searched. lm-eval takes two more than a stop text
+            has, as a model may spell it in other tokens.
+        think_end: Text that ends the thinking; None where there is none.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        texts: tuple[str, ...],
+        prompt_length: int,
+        window: int,
+        think_end: str | None = None,
+    ) -> None:
+        self._tokenizer, self._texts, self._think_end = tokenizer, texts, think_end
+        self._prompt_length, self._window = prompt_length, window
+
+    @override
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        answers = input_ids[:, self._prompt_length :]
+        if self._think_end is None:
+            recent = self._tokenizer.batch_decode(answers[:, -self._window :])
+        else:
+            rows = self._tokenizer.batch_decode(answers)
+            recent = [row.partition(self._think_end)[2] for row in rows]
+        done = [any(text in row for text in self._texts) for row in recent]
+        return torch.tensor(done, device=input_ids.device)

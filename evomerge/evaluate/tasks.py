@@ -1,0 +1,199 @@
+"""Tasks: lm-eval's own, loaded and checked without a model; their chunks and their metrics."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.metrics import mean, mean_stderr
+from lm_eval.api.task import ConfigurableTask
+
+from evomerge.config.suite import ItemRole, SuiteConfig, TaskConfig
+from evomerge.errors import ConfigError, EvaluationError, NonFiniteError
+from evomerge.evaluate.catalog import Catalog, quiet
+from evomerge.evaluate.evaluator import Chunk, EvalResult, TaskMetric, Value
+from evomerge.evaluate.items import deal
+from evomerge.evaluate.roles import RolePart, assign_roles
+from evomerge.evaluate.scores import ScoredTask
+from evomerge.evaluate.settings import apply_settings
+from evomerge.seeds import stream_seed
+
+
+@dataclass(frozen=True)
+class SuiteTask:
+    """One task of a suite, checked.
+
+    Attributes:
+        config: What the suite says of it.
+        task: lm-eval's task, reading its own evaluation split.
+        metric: Key of the metric that counts, `exact_match,strict-match`.
+        higher_is_better: Whether more of it is better.
+        roles: Its items by role; roles without items are left out.
+    """
+
+    config: TaskConfig
+    task: ConfigurableTask
+    metric: str
+    higher_is_better: bool
+    roles: Mapping[ItemRole, RolePart]
+
+    @property
+    def name(self) -> str:
+        """Name of the task."""
+        return self.config.task
+
+
+class TaskSuite:
+    """The checked tasks of a suite. Made by `load_tasks`; the same on every worker."""
+
+    def __init__(self, config: SuiteConfig, tasks: Sequence[SuiteTask]) -> None:
+        self.config = config
+        self.tasks = tuple(tasks)
+
+    @property
+    def scored(self) -> tuple[ScoredTask, ...]:
+        """What an objective needs to know of the tasks, in the order of the suite."""
+        return tuple(
+            ScoredTask(t.name, t.metric, t.config.weight, t.higher_is_better, t.config.floor or 0.0)
+            for t in self.tasks
+        )
+
+    def items(self, role: ItemRole) -> dict[str, tuple[int, ...]]:
+        """Return the document numbers of a role for each task that has any, ascending."""
+        return {t.name: t.roles[role].ids for t in self.tasks if role in t.roles}
+
+    def chunks(self, role: ItemRole) -> tuple[Chunk, ...]:
+        """Return the parts of a role's items, each with its share of every task and stratum.
+
+        There are `config.chunks` of them, or as many as there are items when those are fewer; none
+        is empty, and a task with fewer items than chunks is in some of them only.
+        """
+        strata = {t.name: t.roles[role].strata for t in self.tasks if role in t.roles}
+        parts = deal(
+            strata, self.config.chunks, stream_seed(self.config.items.seed, "chunks", role)
+        )
+        return tuple(Chunk(role, i, part) for i, part in enumerate(parts))
+
+    def aggregate(self, result: EvalResult) -> dict[str, dict[str, TaskMetric]]:
+        """Return every task's metrics over the items of a result, by lm-eval's own aggregation.
+
+        A metric that is not one finite number over these items is left out, unless it is the one
+        that counts. The standard error is that of a mean (sample deviation / sqrt(n)); None for
+        other aggregations and for a single item.
+
+        Raises:
+            NonFiniteError: The metric that counts is NaN or Inf.
+            EvaluationError: The metric that counts is not among the results, or is not a number.
+        """
+        metrics = {}
+        for task in self.tasks:
+            if task.name in result:
+                values = result[task.name].values
+                found = {key: _aggregate(task, key, column) for key, column in values.items()}
+                metrics[task.name] = {key: metric for key, metric in found.items() if metric}
+                if task.metric not in metrics[task.name]:
+                    raise EvaluationError(
+                        f"task {task.name!r}: no item has a value of {task.metric}. It has "
+                        f"{', '.join(metrics[task.name])}."
+                    )
+        return metrics
+
+
+def load_tasks(config: SuiteConfig) -> TaskSuite:
+    """Load a suite's tasks with their data, put its settings on them, give each role its items.
+
+    Raises:
+        ConfigError: One line for each problem, beginning with the dotted field it is about
+            (`suite.tasks[1].metric: ...`).
+    """
+    problems = [
+        f"suite.include_path[{i}]: {folder!r} is not a folder. Give the folder that holds the task "
+        "YAML files."
+        for i, folder in enumerate(config.include_path)
+        if not Path(folder).is_dir()
+    ]
+    with quiet():
+        catalog = Catalog([folder for folder in config.include_path if Path(folder).is_dir()])
+        loaded = [
+            _load_task(f"suite.tasks[{i}]", entry, config, catalog, problems)
+            for i, entry in enumerate(config.tasks)
+        ]
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+    return TaskSuite(config, [task for task in loaded if task is not None])
+
+
+def _load_task(
+    where: str, entry: TaskConfig, config: SuiteConfig, catalog: Catalog, problems: list[str]
+) -> SuiteTask | None:
+    try:
+        task = catalog.load(entry.task)
+    except ConfigError as error:
+        problems.append(f"{where}: {error}")
+        if str(error).startswith("no task"):
+            problems.extend(f"suite.include_path: {sentence}" for sentence in catalog.unreadable())
+        return None
+    if config.chat.enable_thinking and task.OUTPUT_TYPE != "generate_until":
+        problems.append(
+            f"suite.chat.enable_thinking: task {entry.task!r} compares log-likelihoods, which "
+            "leave no room to think. Leave the task or the switch out."
+        )
+    problems.extend(f"{where}.{problem}" for problem in apply_settings(task, entry))
+    metric = _metric_key(where, entry, task, problems)
+    higher = entry.higher_is_better
+    if higher is None and metric is not None:
+        higher = task.higher_is_better().get(metric.partition(",")[0])
+        if higher is None:
+            problems.append(
+                f"{where}.higher_is_better: lm-eval does not know whether more {metric} is better. "
+                "Set it to true or false."
+            )
+    roles = assign_roles(where, entry, task, config, catalog, problems)
+    return SuiteTask(entry, task, metric or "", bool(higher), roles)
+
+
+def metric_keys(task: ConfigurableTask) -> list[str]:
+    """Return the metric keys that a task's file announces: each metric with each filter."""
+    filters = [f["name"] for f in task.config.filter_list or [{"name": "none"}]]
+    return [f"{metric},{name}" for metric in task.aggregation() for name in filters]
+
+
+def _metric_key(
+    where: str, entry: TaskConfig, task: ConfigurableTask, problems: list[str]
+) -> str | None:
+    keys = metric_keys(task)
+    matches = [key for key in keys if entry.metric in (key, key.partition(",")[0])]
+    if len(matches) == 1:
+        return matches[0]
+    what = f"{where}.metric: task {entry.task!r}"
+    if matches:
+        problems.append(
+            f"{what} has {entry.metric} more than once: {', '.join(matches)}. Write which."
+        )
+    else:
+        problems.append(f"{what} has no metric {entry.metric!r}. It has {', '.join(keys)}.")
+    return None
+
+
+def _aggregate(task: SuiteTask, key: str, column: Sequence[Value]) -> TaskMetric | None:
+    function = task.task.aggregation().get(key.rpartition(",")[0], mean)
+    values: list[Any] = [value for value in column if value is not None]
+    if not values:
+        return None
+    try:
+        value = float(function(values))
+    except OverflowError:
+        value = math.inf
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        if key == task.metric:
+            raise EvaluationError(
+                f"task {task.name!r}: {key} is not one number over these items ({error})."
+            ) from None
+        return None
+    if not math.isfinite(value):
+        if key == task.metric:
+            raise NonFiniteError(f"task {task.name!r}: {key} is {value} over {len(values)} items.")
+        return None
+    closed = function is mean and len(values) > 1
+    return TaskMetric(value, float(mean_stderr(values)) if closed else None, len(values))

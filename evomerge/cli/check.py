@@ -20,7 +20,6 @@ def check(config: str, settings: tuple[str, ...], as_json: bool) -> None:
     from evomerge.study.setup import prepare
 
     setup = prepare(load_search(config, settings))
-    setup.proposer()
     facts = _facts(setup)
     if as_json:
         print_json(facts)

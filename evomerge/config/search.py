@@ -175,17 +175,23 @@ def make_search(
     return config
 
 
+def begins_with_field(line: str) -> bool:
+    """Whether a line of an error begins with a dotted field of the config and a colon."""
+    field, colon, _ = line.partition(": ")
+    section = re.match(r"[a-z_]+", field)
+    known = section is not None and section.group() in SearchConfig.model_fields
+    return bool(colon) and known and bool(re.fullmatch(r"[a-z_]+(\.[\w-]+|\[\d+\])*", field))
+
+
 def place_problems(error: ConfigError, origin: Origin) -> ConfigError:
     """Add file and line to the lines of an error that begin with a dotted field of the config."""
     placed = []
     for line in str(error).splitlines():
-        field, colon, rest = line.partition(": ")
-        known = colon and re.fullmatch(r"[a-z_]+(\.[\w-]+|\[\d+\])*", field)
-        if known and field.partition(".")[0].partition("[")[0] in SearchConfig.model_fields:
+        if begins_with_field(line):
+            field, _, rest = line.partition(": ")
             parts = [int(p) if p.isdigit() else p for p in re.findall(r"[^.\[\]]+", field)]
-            placed.append(f"{origin.at(*parts)}: {rest}")
-        else:
-            placed.append(line)
+            line = f"{origin.at(*parts)}: {rest}"
+        placed.append(line)
     return ConfigError("\n".join(placed))
 
 

@@ -264,7 +264,9 @@ class Driver:
             self._record(record, parents)
 
     def _parents(self) -> list[Mapping[str, TaskMetric]]:
-        return [r.result.tasks for r in self._ledger.baselines.values() if _is_parent(r) and r.result]
+        return [
+            r.result.tasks for r in self._ledger.baselines.values() if _is_parent(r) and r.result
+        ]
 
     def _record(
         self, record: TrialRecord, parents: list[Mapping[str, TaskMetric]] | None = None
@@ -297,9 +299,7 @@ class Driver:
         assert worst is not None, "the baselines are scored before any candidate"
         return worst
 
-    def _result_of(
-        self, scored: Scored, parents: list[Mapping[str, TaskMetric]]
-    ) -> TrialResult:
+    def _result_of(self, scored: Scored, parents: list[Mapping[str, TaskMetric]]) -> TrialResult:
         cost = TrialResult(
             state="failed",
             examples=sum(len(t.ids) for chunk in scored.chunks for t in chunk.result.values()),

@@ -51,10 +51,11 @@ def run_search(
         raise StudyError(
             f"study {config.study.name!r}: there is no folder {folder}. Start it first."
         )
+    setup = prepare(config)  # before anything is written
     with study_lock(folder):
         handler = open_log(folder / "logs", "driver")
         try:
-            _run(config, resume, observe, interrupted, start_pool)
+            _run(setup, resume, observe, interrupted, start_pool)
         finally:
             close_log(handler)
 
@@ -78,12 +79,13 @@ def stored_config(name: str, location: str) -> SearchConfig:
 
 
 def _run(
-    config: SearchConfig,
+    setup: Setup,
     resume: bool,
     observe: Callable[[dict[str, Any]], None],
     interrupted: Callable[[], bool],
     start_pool: PoolMaker,
 ) -> None:
+    config = setup.config
     if config.study.journal is not None:
         mend_journal(config.study.journal)
     storage = open_storage(config.study, create=not resume)
@@ -93,7 +95,6 @@ def _run(
             f"study {config.study.name!r} exists already with {len(storage.trials())} trials. "
             "Continue it with evomerge resume, or give study.name and study.folder of a new one."
         )
-    setup = prepare(config)
     proposer = setup.proposer()
     pool = start_pool(config, _worker_settings(setup))
     try:

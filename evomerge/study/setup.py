@@ -12,7 +12,7 @@ from evomerge.checkpoints.reader import LazyCheckpoint, open_checkpoint
 from evomerge.config.layout import Layout
 from evomerge.config.models import DtypeName, ModelRef
 from evomerge.config.params import Param
-from evomerge.config.search import BASE, SearchConfig, place_problems
+from evomerge.config.search import BASE, SearchConfig, begins_with_field, place_problems
 from evomerge.config.strict import dotted
 from evomerge.errors import ConfigError, EvoMergeError, MergeError
 from evomerge.evaluate.evaluator import EvalResult, TaskMetric
@@ -62,10 +62,7 @@ class Setup:
 
     def proposer(self) -> AbstractProposer:
         """Make the proposer, fresh."""
-        config = self.config
-        workers = config.workers.count if config.proposer.mode == "async" else 1
-        seed = stream_seed(config.study.seed, "propose") % 2**32
-        return make_proposer(config.proposer, self.space, seed, workers)
+        return _proposer(self.config, self.space)
 
     def metrics_of(self, result: EvalResult) -> dict[str, TaskMetric]:
         """Return the chosen metric of each task."""
@@ -126,9 +123,10 @@ def prepare(config: SearchConfig) -> Setup:
             list(config.models.parents),
             layout,
             base.names(),
-            sigma=config.proposer.sigma,
         ),
     )
+    if space is not None:
+        problems.catch(("proposer",), lambda: _proposer(config, space))
     opened = {name: reader for name, reader in checkpoints.items() if reader is not None}
     if space is not None and len(opened) == len(models):
         recipe = decode(space, Genome(space.initial), template)
@@ -151,6 +149,11 @@ def prepare(config: SearchConfig) -> Setup:
     )
 
 
+def _proposer(config: SearchConfig, space: Space) -> AbstractProposer:
+    seed = stream_seed(config.study.seed, "propose") % 2**32
+    return make_proposer(config.proposer, space, seed)
+
+
 class _Problems:
     """Collects the sentences of what is wrong."""
 
@@ -161,12 +164,11 @@ class _Problems:
         """Run a step; on an error of the user's, note it under the config's field and go on."""
         try:
             return step()
-        except ConfigError as error:
-            text = str(error)
-            named = text.startswith(tuple(SearchConfig.model_fields))
-            self.lines += text.splitlines() if named else [f"{dotted(field)}: {text}"]
         except EvoMergeError as error:
-            self.lines += [f"{dotted(field)}: {line}" for line in str(error).splitlines()]
+            self.lines += [
+                line if begins_with_field(line) else f"{dotted(field)}: {line}"
+                for line in str(error).splitlines()
+            ]
         return None
 
     def as_error(self, config: SearchConfig) -> ConfigError:
@@ -194,15 +196,19 @@ def _template(config: SearchConfig, method: Method, out_dtype: DtypeName) -> Rec
     shared = {n: v for n, v in config.merge.parameters.items() if not isinstance(v, dict)}
     own = {n: v for n, v in config.merge.parameters.items() if isinstance(v, dict)}
     parents = tuple(config.models.parents.items())
+    base = config.models.base if method.needs_base else None
+    if method.max_parents == 1 and len(parents) == 2:
+        base = parents[0][1]  # a path between two parents (slerp): it starts at the first
+    mask_seed = stream_seed(config.study.seed, "masks") % 2**32
     return RecipeTemplate(
         merge_method=config.merge.method,
-        base=config.models.base if method.needs_base else None,
+        base=base,
         parents=parents,
         shared=shared,
         per_model=own,
         out_dtype=out_dtype,
         tokenizer_source=str(config.tokenizer_model),
-        mask_seed=stream_seed(config.study.seed, "masks") % 2**32,
+        mask_seed=mask_seed if method.random_masks else 0,
     )
 
 

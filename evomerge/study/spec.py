@@ -33,7 +33,8 @@ def make_spec(setup: Setup, facts: SuiteFacts) -> dict[str, Any]:
             for name, ref in {"base": config.models.base, **config.models.parents}.items()
         },
         "merge": config.merge.model_dump(mode="json"),
-        "space": setup.space.describe(),
+        "space": config.model_dump(mode="json", include={"space"})["space"],
+        "knobs": setup.space.describe(),
         "suite": {"digest": facts.digest, **config.suite.model_dump(mode="json")},
         "objective": config.objective.model_dump(mode="json"),
         "proposer": config.proposer.model_dump(mode="json"),

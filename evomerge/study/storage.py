@@ -172,6 +172,7 @@ def open_storage(config: StudyConfig, create: bool) -> StudyStorage:
     Raises:
         StudyError: It cannot be opened, or holds no such study.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces new studies on stderr
     journal = config.journal
     where = str(journal or config.storage)
     if journal is None:

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from evomerge.config.layout import Layout
 from evomerge.config.models import ModelRef
@@ -117,9 +118,7 @@ def make_setup(folder, evaluations=12, mode="sync", workers=2, changes=""):
     config = make_search(data)
     layout = Layout(2, (("embed", "model.embed_tokens.weight"),))
     names = ["model.embed_tokens.weight", "model.layers.0.w", "model.layers.1.w"]
-    space = build_space(
-        config.space, {}, (WEIGHT,), ["a", "b"], layout, names, sigma=config.proposer.sigma
-    )
+    space = build_space(config.space, {}, (WEIGHT,), ["a", "b"], layout, names)
     template = RecipeTemplate(
         merge_method="task_arithmetic",
         base=ModelRef(path="/m/base"),
@@ -144,12 +143,11 @@ def make_setup(folder, evaluations=12, mode="sync", workers=2, changes=""):
     )
 
 
-def run(setup, pool, interrupted=lambda: False, clock=None, wrap=lambda storage: storage):
+def run(setup, pool, interrupted=lambda: False, clock=None):
     """Run (or resume) the setup's study in this process; returns its ledger."""
     mend_journal(setup.config.study.journal)
-    storage = wrap(open_storage(setup.config.study, create=True))
-    from pathlib import Path
-
+    storage = open_storage(setup.config.study, create=True)
+    storage.set_attribute("spec", {})
     around = Surroundings(
         storage=storage,
         items=ItemStore(Path(setup.config.study.folder) / "items"),
@@ -172,7 +170,8 @@ def log_of(ledger):
             r.recipe.hash,
             dict(r.values),
             r.ask,
-            r.result and (r.result.fitness, r.result.tell_seq, r.result.told_loss, r.result.examples),
+            r.result
+            and (r.result.fitness, r.result.tell_seq, r.result.told_loss, r.result.examples),
         )
         for r in ledger.records
     ]

@@ -37,7 +37,7 @@ def test_sync_mode_depends_neither_on_timing_nor_on_the_number_of_workers(
     assert log_of(run(make_setup(tmp_path, workers=workers), pool)) == reference
 
 
-@pytest.mark.parametrize("crash_after", [0, 3, 17, 18, 33, 40, 63, 66, 70])
+@pytest.mark.parametrize("crash_after", [0, 3, 17, 18, 33, 40, 63, 66, 68])
 def test_a_killed_search_goes_on_as_if_nothing_had_happened(tmp_path, reference, crash_after):
     setup = make_setup(tmp_path)
     killed = FormulaPool(crash_after=crash_after)
@@ -113,7 +113,9 @@ def test_a_larger_budget_continues_like_one_search(tmp_path, reference):
     assert log_of(run(make_setup(tmp_path, evaluations=12), FormulaPool())) == [
         # the cut generation was told before its rest was asked; everything else is the same
         (*entry[:5], entry[5] and type(entry[5])(entry[5].seq, after, entry[5].genome), entry[6])
-        for entry, after in zip(reference, [None] * 4 + [0] * 4 + [4] * 2 + [6] * 2 + [8] * 4, strict=True)
+        for entry, after in zip(
+            reference, [None] * 4 + [0] * 4 + [4] * 2 + [6] * 2 + [8] * 4, strict=True
+        )
     ]
 
 
@@ -156,13 +158,13 @@ def test_failed_candidates_are_told_as_the_worst_loss_and_the_search_goes_on(tmp
 
 
 def test_a_lost_worker_changes_nothing_but_the_attempts(tmp_path, reference):
-    lost = []
+    lost = [2, 7, 7, 8]  # trials whose next job loses its worker
 
     def fault(job):
-        if job.trial in (2, 7, 8) and (job.trial, job.chunk.index) not in lost:
-            lost.append((job.trial, job.chunk.index))
-            return "lost" if job.attempt < 3 else None
-        return None
+        if job.trial not in lost:
+            return None
+        lost.remove(job.trial)
+        return "lost"
 
     ledger = run(make_setup(tmp_path), FormulaPool(fault=fault))
     assert log_of(ledger) == reference
@@ -170,7 +172,9 @@ def test_a_lost_worker_changes_nothing_but_the_attempts(tmp_path, reference):
 
 
 def test_a_candidate_that_kills_its_workers_is_given_up(tmp_path):
-    ledger = run(make_setup(tmp_path), FormulaPool(fault=lambda job: "lost" if job.trial == 5 else None))
+    ledger = run(
+        make_setup(tmp_path), FormulaPool(fault=lambda job: "lost" if job.trial == 5 else None)
+    )
     assert ledger[5].state == "failed"
     assert ledger[5].result.error == "lost 3 times (last: injected lost)"
     assert ledger.num_evaluations == 12
@@ -180,8 +184,6 @@ def test_a_baseline_that_fails_stops_the_search_with_its_reason(tmp_path):
     pool = FormulaPool(fault=lambda job: "failed" if job.trial == 1 else None)
     with pytest.raises(StudyError, match=r"baseline parent:a cannot be scored \(injected failed\)"):
         run(make_setup(tmp_path), pool)
-
-
 
 
 def test_the_same_recipe_is_scored_once_and_an_exhausted_space_ends_the_search(tmp_path):
@@ -216,19 +218,23 @@ def _with_choices(setup):
     data["space"] = {"weight": {"choices": [0.0, 0.5]}}
     config = make_search(data)
     names = ["model.embed_tokens.weight", "model.layers.0.w", "model.layers.1.w"]
-    space = build_space(config.space, {}, (WEIGHT,), ["a", "b"], setup.layout, names, sigma=0.5)
+    space = build_space(config.space, {}, (WEIGHT,), ["a", "b"], setup.layout, names)
     return replace(setup, config=config, space=space)
 
 
 def test_budgets_in_examples_and_seconds(tmp_path):
     setup = make_setup(tmp_path / "a")
     by_examples = _with_budget(setup, {"examples": 40 * 4 + 40 * 4 + 1})
-    assert run(by_examples, FormulaPool()).num_asks == 8, "the generation that crosses the line is finished"
+    assert run(by_examples, FormulaPool()).num_asks == 8, (
+        "the generation that crosses the line is finished"
+    )
     ticks = iter(range(100000))
     by_seconds = _with_budget(make_setup(tmp_path / "b"), {"seconds": 60.0})
     ledger = run(by_seconds, FormulaPool(), clock=lambda: float(next(ticks)))
     assert ledger.num_asks % 4 == 0
-    assert ledger.elapsed_s >= 60.0
+    assert 50.0 <= ledger.elapsed_s <= 60.0 + 4 * 4 + 1, (
+        "it ends with the generation that crosses the line"
+    )
 
 
 def _with_budget(setup, budget):

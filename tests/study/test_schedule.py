@@ -68,20 +68,26 @@ def test_every_chunk_is_scored_once_whatever_the_timing(seed):
     for trial, scored in results.items():
         assert scored.state == "done"
         assert scored.result["t"].ids == (0, 1, 2, 3, 4, 5)
-        assert scored.result["t"].values["acc,none"] == tuple(float(i + 10 * trial) for i in range(6))
+        assert scored.result["t"].values["acc,none"] == tuple(
+            float(i + 10 * trial) for i in range(6)
+        )
 
 
 def test_known_chunks_are_not_scored_again():
     schedule = Schedule()
     known = {
-        i: ScoredChunk(i, {"t": TaskItems(CHUNKS[i].items["t"], {"acc,none": (1.0, 1.0)})}, "d", "w", 0, 0)
+        i: ScoredChunk(
+            i, {"t": TaskItems(CHUNKS[i].items["t"], {"acc,none": (1.0, 1.0)})}, "d", "w", 0, 0
+        )
         for i in (0, 2)
     }
     schedule.add(1, recipe(1), CHUNKS, known)
     job = schedule.next_job("a")
     assert job.chunk.index == 1
     assert schedule.next_job("b") is None
-    schedule.settle(Outcome(job, "done", "a", {"t": TaskItems((2, 3), {"acc,none": (0.0, 0.0)})}, "d"))
+    schedule.settle(
+        Outcome(job, "done", "a", {"t": TaskItems((2, 3), {"acc,none": (0.0, 0.0)})}, "d")
+    )
     assert schedule.take(1).result["t"].values["acc,none"] == (1.0, 1.0, 0.0, 0.0, 1.0, 1.0)
 
 

@@ -66,7 +66,9 @@ def test_a_driver_killed_in_mid_search_is_resumed_without_loss_or_repeat(world, 
     assert after[: len(finished)] == finished
     assert after == inline_log, "as if nothing had happened, and as in one process"
     assert status_of(config)["trials"]["done"] == 12
-    assert num_stored(config) == 12 * 2 + 5 * 2  # each chunk of each recipe once, search and confirm
+    assert (
+        num_stored(config) == 12 * 2 + 5 * 2
+    )  # each chunk of each recipe once, search and confirm
     assert stored < 12 * 2
 
 
@@ -138,7 +140,9 @@ def test_a_worker_that_cannot_be_prepared_says_why(world, tmp_path):
 
 def test_a_cluster_that_is_not_there_is_one_sentence(world):
     config = make_search(settings(world, workers={**RAY, "address": "127.0.0.1:1"}))
-    with pytest.raises(WorkerError, match=r"workers\.address '127\.0\.0\.1:1': no Ray cluster answers"):
+    with pytest.raises(
+        WorkerError, match=r"workers\.address '127\.0\.0\.1:1': no Ray cluster answers"
+    ):
         make_pool(config.workers, worker_settings(world))
 
 

@@ -12,7 +12,7 @@ FLOORS = [
     {"config"},
     {"space", "checkpoints", "kernels"},
     {"methods", "propose"},
-    {"merge", "evaluate"},
+    {"merging", "evaluate"},
     {"workers", "analysis"},
     {"study"},
     {"report"},

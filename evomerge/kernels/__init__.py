@@ -1,13 +1,13 @@
 """Floor 2: arithmetic on flat tensors. torch only; knows nothing of models, files or recipes.
 
-Two kernels carry out every merge method. *span* is a weighted sum of the sources or of their task vectors; *mask* sums task
-vectors of which some elements are dropped (the smallest, or random ones), as they are or by elected sign. What they do to one
-tensor is a small frozen table of numbers (`tables.py`), made on the host in float64 by the methods.
+Two kernels carry out every merge method. *span* is a weighted sum of the sources or of their task
+vectors; *mask* sums task vectors of which some elements are dropped (the smallest, or random ones),
+as they are or by elected sign. What a kernel does to one tensor is a small frozen table of numbers
+(`tables.py`), which the methods make on the host in float64.
 
-`reference.py` defines both kernels: float32, sources in recipe order, multiply and add apart, one rounding at the store. Every
-other implementation must give the same bits. `masks.py` draws random masks, `statistics.py` computes what holds for every
-candidate of a search (Gram matrices, magnitude histograms, L1 norms) once.
+`reference.py` defines both kernels. `masks.py` draws random masks. `statistics.py` computes once
+what holds for every candidate of a search: Gram matrices, magnitude histograms, L1 norms.
 
-To add a kernel's faster version: its own file with functions of the same names and arguments as in `reference.py`, tested
-bitwise against it. Letters: M models, P elements of one tensor, flattened.
+To add a faster version of a kernel: a file with a function of the same name and arguments as in
+`reference.py`, tested to give the same bits. Letters: M models, P elements of one flat tensor.
 """

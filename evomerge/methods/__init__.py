@@ -1,8 +1,10 @@
-"""Floor 3: merge methods, one file each; a method turns parameter values into the table of one of the two kernels.
+"""Floor 3: merge methods, one file each.
 
-To add a method: a file with a `METHOD` row (see `method.py`), and its name in `METHODS` below. The search space, the README's
-table, the YAML check and the tests in `tests/contracts/merge_method.py` follow from the row. A method works in float64 on
+A method turns the values of its parameters into the table of one of the two kernels, in float64 on
 single numbers; whatever touches every element belongs to `kernels/`.
+
+To add one: a file with a `Method` (see `method.py`) and its row in `METHODS` below. Search space,
+README, checks of recipes and the tests in `tests/contracts/merge_method.py` follow from the row.
 """
 
 from evomerge.methods import dare, linear, passthrough, slerp, task_arithmetic, ties
@@ -11,7 +13,7 @@ from evomerge.registry import Table
 
 METHODS: Table[Method] = Table(
     "merge method",
-    (
+    [
         (method.name, method)
         for method in (
             linear.METHOD,
@@ -22,6 +24,6 @@ METHODS: Table[Method] = Table(
             slerp.METHOD,
             passthrough.METHOD,
         )
-    ),
+    ],
 )
 """Every merge method by its name in recipes."""

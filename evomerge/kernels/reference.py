@@ -1,0 +1,152 @@
+"""The two merge kernels in plain torch: the definition, which other implementations equal bitwise.
+
+float32 throughout; sources in recipe order; multiply and add apart, never fused; each coefficient
+rounded once from float64; the result rounded once to the output's dtype, to nearest, ties to even.
+Elements do not depend on one another, so chunks only bound the memory: some ten temporaries of
+`CHUNK` numbers, whatever the tensor's size. Letters: M models, P elements of one flat tensor.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.nn.functional import hardshrink
+
+from evomerge.kernels.masks import GROUP, KEEP_ALL, random_words
+from evomerge.kernels.tables import Mask, Span
+
+CHUNK = 2**15
+"""Elements carried out at once; the temporaries stay in a core's cache."""
+
+
+def carry_out(
+    table: Span | Mask,
+    base_P: torch.Tensor | None,
+    source_MP: Sequence[torch.Tensor],
+    out_P: torch.Tensor,
+    chunk: int = CHUNK,
+) -> None:
+    """Run the kernel that a table is for.
+
+    Args:
+        table: What to do; see `Span` and `Mask`.
+        base_P: The base's elements in their stored dtype; None where the table has no base.
+        source_MP: M flat tensors of P elements each, in their stored dtypes. Not written to.
+        out_P: Flat tensor of P elements, of any floating dtype. Every element is written.
+        chunk: Elements at once; the result does not depend on it.
+    """
+    for start, stop in ranges(len(out_P), chunk):
+        base = None if base_P is None else base_P[start:stop].float()
+        sources = [source_P[start:stop] for source_P in source_MP]
+        if isinstance(table, Span):
+            out_P[start:stop] = span(table, base, sources)
+        else:
+            assert base is not None, "a mask is over task vectors"
+            out_P[start:stop] = mask(table, base, sources, start)
+
+
+def span(
+    table: Span, base_P: torch.Tensor | None, source_MP: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Return a weighted sum of the sources, or of their task vectors, as a new float32 tensor.
+
+    Args:
+        table: The coefficients.
+        base_P: The base as float32; None where the table has none.
+        source_MP: M flat tensors of P elements each.
+    """
+    pairs = zip(table.coefficients, source_MP, strict=True)
+    terms = (_term(table, coefficient, source_P, base_P) for coefficient, source_P in pairs)
+    total_P = next(terms)
+    for term_P in terms:
+        total_P.add_(term_P)
+    return total_P if base_P is None else total_P.add_(base_P * table.base)
+
+
+def _term(
+    table: Span, coefficient: float, source_P: torch.Tensor, base_P: torch.Tensor | None
+) -> torch.Tensor:
+    if table.deltas and base_P is not None:
+        return delta(source_P, base_P).mul_(coefficient)
+    return source_P.float() * coefficient
+
+
+def mask(
+    table: Mask, base_P: torch.Tensor, source_MP: Sequence[torch.Tensor], first: int
+) -> torch.Tensor:
+    """Return the base plus a sum of task vectors with elements dropped, as a new float32 tensor.
+
+    Args:
+        table: What is kept, and how it is summed.
+        base_P: The base as float32.
+        source_MP: M flat tensors of P elements each.
+        first: Index of the first of these elements in the whole tensor.
+    """
+    kept_MP = kept_deltas(table, base_P, source_MP, first)
+    merged_P = _elected(table, kept_MP) if table.elect else _summed(table, kept_MP)
+    return merged_P.mul_(table.lam).add_(base_P)
+
+
+def kept_deltas(
+    table: Mask, base_P: torch.Tensor, source_MP: Sequence[torch.Tensor], first: int
+) -> Iterator[torch.Tensor]:
+    """Yield each source's task vector with the dropped elements at 0, as a new float32 tensor.
+
+    Arguments as for `mask`.
+    """
+    words: tuple[torch.Tensor, ...] = ()
+    for i, source_P in enumerate(source_MP):
+        if i % GROUP == 0 and table.draws(i // GROUP):
+            words = random_words(table.key, i // GROUP, first, len(base_P), base_P.device)
+        kept_P = delta(source_P, base_P)
+        if table.thresholds[i] > 0:
+            # keeps magnitudes above the next smaller number, that is from the threshold on
+            below = np.nextafter(np.float32(table.thresholds[i]), np.float32(0.0))
+            kept_P = hardshrink(kept_P, float(below))
+        if table.keep_levels[i] < KEEP_ALL:
+            kept_P.mul_(words[i % GROUP] < table.keep_levels[i] if table.keep_levels[i] else 0.0)
+        yield kept_P
+
+
+def _summed(table: Mask, kept_MP: Iterator[torch.Tensor]) -> torch.Tensor:
+    terms = (kept_P.mul_(scale) for scale, kept_P in zip(table.scales, kept_MP, strict=True))
+    total_P = next(terms)
+    for term_P in terms:
+        total_P.add_(term_P)
+    return total_P
+
+
+def _elected(table: Mask, kept_MP: Iterator[torch.Tensor]) -> torch.Tensor:
+    """Elect and sum in one sweep (Yadav 2023, https://arxiv.org/abs/2306.01708, section 3)."""
+    # choices are multiplications by 0 and 1, exact and on a CPU many times faster than selection
+    plus_P = minus_P = plus_weight_P = minus_weight_P = torch.zeros(())
+    for scale, weight, kept_P in zip(table.scales, table.weights, kept_MP, strict=True):
+        term_P = kept_P.mul_(scale)
+        plus_P = term_P.clamp_min(0.0).add_(plus_P)
+        minus_P = term_P.clamp_max(0.0).add_(minus_P)
+        if table.normalize:
+            sign_P = term_P.sign_()
+            plus_weight_P = sign_P.clamp_min(0.0).mul_(weight).add_(plus_weight_P)
+            minus_weight_P = sign_P.clamp_max_(0.0).mul_(-weight).add_(minus_weight_P)
+    plus_wins_P = plus_P + minus_P >= 0
+    merged_P = _choose(plus_wins_P, plus_P, minus_P)
+    if table.normalize:
+        divisor_P = _choose(plus_wins_P, plus_weight_P, minus_weight_P)
+        merged_P.div_(divisor_P.add_(divisor_P == 0))
+    return merged_P
+
+
+def _choose(first_P: torch.Tensor, a_P: torch.Tensor, b_P: torch.Tensor) -> torch.Tensor:
+    """Return `a` where `first` is true and `b` elsewhere; overwrites both."""
+    return a_P.mul_(first_P).add_(b_P.mul_(~first_P))
+
+
+def delta(source_P: torch.Tensor, base_P: torch.Tensor) -> torch.Tensor:
+    """Return the task vector `source - base` as a new float32 tensor; `base_P` is float32."""
+    return source_P.float() - base_P
+
+
+def ranges(size: int, chunk: int) -> Iterator[tuple[int, int]]:
+    """Yield start and stop of consecutive chunks that cover `size` elements."""
+    for start in range(0, size, chunk):
+        yield start, min(start + chunk, size)

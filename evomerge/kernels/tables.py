@@ -1,0 +1,56 @@
+"""Tables: the few numbers that tell a kernel what to do with one tensor."""
+
+from dataclasses import dataclass
+
+from evomerge.kernels.masks import GROUP, KEEP_ALL, MaskKey
+
+
+@dataclass(frozen=True)
+class Span:
+    """A weighted sum: `base * base_P + sum_i coefficients[i] * y_i`.
+
+    Attributes:
+        coefficients: One per source, in recipe order.
+        base: Coefficient of the base; not read where no base takes part.
+        deltas: Whether y_i is the i-th source's task vector (source - base) or the source itself.
+    """
+
+    coefficients: tuple[float, ...]
+    base: float = 0.0
+    deltas: bool = False
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Task vectors with elements dropped, summed and added to the base.
+
+    An element of the i-th task vector is kept where its magnitude is at least `thresholds[i]` and
+    its random number is below `keep_levels[i]`. Without `elect` the result is
+    `base + lam * sum_i scales[i] * kept_i`. With `elect`, each element takes the sum of its
+    positive or of its negative terms, whichever is larger in magnitude, plus if they cancel;
+    `normalize` divides it by the summed weights of the models in it, a sum of 0 counting as 1.
+
+    Attributes:
+        scales: Factor of each task vector: its weight times whatever restores its norm.
+        weights: What each model counts in the division; only read with `normalize`.
+        thresholds: Float32 numbers; 0 keeps all, infinity none.
+        keep_levels: In [0, 2**32]; 2**32 keeps all, 0 none.
+        key: What random numbers are drawn for, where there are levels between those ends.
+        elect: Whether each element's sign is elected.
+        normalize: Whether the elected sum is divided; needs `elect`.
+        lam: Scale of the merged task vector.
+    """
+
+    scales: tuple[float, ...]
+    weights: tuple[float, ...]
+    thresholds: tuple[float, ...]
+    keep_levels: tuple[int, ...]
+    key: MaskKey
+    elect: bool = False
+    normalize: bool = False
+    lam: float = 1.0
+
+    def draws(self, group: int) -> bool:
+        """Whether any source of a group (see `masks.random_words`) needs random numbers."""
+        levels = self.keep_levels[GROUP * group : GROUP * (group + 1)]
+        return any(0 < level < KEEP_ALL for level in levels)

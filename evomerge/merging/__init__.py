@@ -1,0 +1,10 @@
+"""Floor 4: carry out a recipe.
+
+`make_plan` binds a recipe to models and checks whatever can be checked without reading a tensor;
+`execute` streams the merged tensors; a sink puts them into a live model (`write_live`) or a folder
+(`write_folder`), with the same bits. `run.merge` goes from a recipe to a folder. `provenance.py`
+writes beside the weights what they were made of.
+
+To add a sink, consume `execute` and take the digest of what was stored. A new kind of model, such
+as one with an adapter, is a new `TensorSource` in `checkpoints/`; nothing changes here.
+"""

@@ -1,0 +1,46 @@
+"""What a merged checkpoint was made of: `evomerge.json` and `recipe.yaml` beside the weights.
+
+The same merge gives the same files: no dates, no paths but those of the recipe.
+"""
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from evomerge.checkpoints.sidecars import Sidecars
+from evomerge.config.mergekit import MASK_VERSION, write_recipe
+from evomerge.merging.plan import MergePlan
+
+PACKAGES = ("evomerge", "torch", "numpy", "safetensors")
+"""Packages whose version is written down: those that touch the numbers."""
+
+
+def write_provenance(
+    folder: Path,
+    plan: MergePlan,
+    digest: str,
+    fingerprints: Mapping[str, str],
+    sidecars: Sidecars,
+) -> None:
+    """Write `evomerge.json`, which tells what the merge was made of and by, and `recipe.yaml`.
+
+    Args:
+        folder: The new checkpoint; exists.
+        plan: The merge.
+        digest: Digest of its tensors.
+        fingerprints: Fingerprint of each model that was read, by its name in the recipe.
+        sidecars: Which model gave which other file.
+    """
+    record = {
+        "recipe": plan.recipe.model_dump(mode="json"),
+        "recipe_hash": plan.recipe.hash,
+        "digest": digest,
+        "masks": MASK_VERSION if plan.method.random_masks else None,
+        "fingerprints": dict(fingerprints),
+        "config_files": list(sidecars.config_files),
+        "tokenizer_files": list(sidecars.tokenizer_files),
+        "packages": {package: version(package) for package in PACKAGES},
+    }
+    (folder / "evomerge.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (folder / "recipe.yaml").write_text(write_recipe(plan.recipe), encoding="utf-8")

@@ -1,0 +1,110 @@
+"""Method: a row of the table of merge methods; and the parameters that several methods share."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from evomerge.config.params import Param
+from evomerge.kernels.statistics import TensorStatistics
+from evomerge.kernels.tables import Mask, Span
+
+
+@dataclass(frozen=True)
+class Values:
+    """The values that a method's parameters take for one tensor.
+
+    Attributes:
+        per_model: Name to one value per parent, in recipe order.
+        shared: Name to value.
+    """
+
+    per_model: Mapping[str, tuple[float, ...]]
+    shared: Mapping[str, float | bool]
+
+
+def nothing_wrong(values: Values) -> str | None:
+    """Accept any values; the default of `Method.refuse`."""
+    return None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A merge method.
+
+    Attributes:
+        name: As written in recipes; mergekit's name where mergekit has the method.
+        summary: One phrase for the documentation.
+        source: Link to the paper or definition.
+        params: The method's parameters.
+        table: Turns the values for one tensor into what a kernel carries out. May ask for facts
+            that hold for every candidate; reads and draws nothing else.
+        needs_base: Whether a base is required, which then is no parent. Without, every model is.
+        min_parents: Fewest parents.
+        max_parents: Most parents; None is any number.
+        random_masks: Whether masks are drawn, so that the recipe's `mask_seed` matters.
+        refuse: Says what is wrong with values that are legal one by one but together are no merge;
+            None where nothing is.
+    """
+
+    name: str
+    summary: str
+    source: str
+    params: tuple[Param, ...]
+    table: Callable[[Values, TensorStatistics], Span | Mask]
+    needs_base: bool
+    min_parents: int = 1
+    max_parents: int | None = None
+    random_masks: bool = False
+    refuse: Callable[[Values], str | None] = nothing_wrong
+
+
+WEIGHT = Param(
+    name="weight",
+    meaning="coefficient of this model's task vector",
+    default=None,
+    per_model=True,
+    search=(0.0, 1.0),
+)
+DENSITY = Param(
+    name="density",
+    meaning="share of this model's task vector that is kept",
+    default=1.0,
+    per_model=True,
+    low=0.0,
+    high=1.0,
+    search=(0.1, 1.0),
+)
+LAMBDA = Param(
+    name="lambda",
+    meaning="scale of the merged task vector",
+    default=1.0,
+    per_model=False,
+    search=(0.5, 1.5),
+)
+INT8_MASK = Param(
+    name="int8_mask",
+    meaning="accepted because mergekit files often set it; has no effect on the numbers",
+    default=False,
+    per_model=False,
+    kind="bool",
+)
+
+
+def normalize(default: bool) -> Param:
+    """Return the switch `normalize` with a method's own default."""
+    meaning = "divide by the sum of the weights that took part"
+    return Param("normalize", meaning, default=default, per_model=False, kind="bool")
+
+
+def rescale(default: bool) -> Param:
+    """Return the switch `rescale` with a method's own default."""
+    meaning = "scale the kept elements so that each task vector keeps its L1 norm in every tensor"
+    return Param("rescale", meaning, default=default, per_model=False, kind="bool")
+
+
+def divisor(values: Values) -> float:
+    """Return the sum of the weights where `normalize` asks for it, else 1.
+
+    Weights that add up to less than 1e-8 count as 1.
+    """
+    total = sum(values.per_model["weight"])
+    return total if values.shared["normalize"] and abs(total) >= 1e-8 else 1.0

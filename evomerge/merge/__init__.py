@@ -1,1 +1,0 @@
-"""Room docstring to be written."""

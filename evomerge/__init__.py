@@ -66,6 +66,6 @@ def merge(recipe: str | Path, out: str | Path) -> str:
         EvoMergeError: The recipe is not a merge, or files cannot be read or written.
     """
     from evomerge.config.mergekit import read_recipe
-    from evomerge.merge.run import merge as run_merge
+    from evomerge.merging.run import merge as run_merge
 
     return run_merge(read_recipe(recipe), Path(out))

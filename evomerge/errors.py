@@ -1,18 +1,18 @@
 """Every error that evomerge raises on purpose.
 
-    EvoMergeError                 printed without a traceback, exit code 1
-    ├── ConfigError               what a user wrote: file, line, dotted field
-    ├── CheckpointError           files of a model: missing, truncated, of another shape, not writable
-    ├── MergeError                a recipe that is not a merge of these models
-    ├── EvaluationError           tasks, metrics, items; a suite that cannot be scored
-    │   └── NonFiniteError        NaN or Inf in weights, logits or scores: a failed trial, never a score
-    ├── StudyError                a study that cannot be opened, written or continued
-    ├── WorkerError               workers that cannot be started
-    ├── MissingDependencyError    an optional package; names the pip command
-    └── InterruptedStudy          stopped on request and resumable, exit code 3
+    EvoMergeError               printed without a traceback, exit code 1
+    ├── ConfigError             what a user wrote: file, line, dotted field
+    ├── CheckpointError         a model's files: missing, truncated, of another shape, not writable
+    ├── MergeError              a recipe that is not a merge of these models
+    ├── EvaluationError         tasks, metrics, items; a suite that cannot be scored
+    │   └── NonFiniteError      NaN or Inf in weights, logits or scores: a failed trial, not a score
+    ├── StudyError              a study that cannot be opened, written or continued
+    ├── WorkerError             workers that cannot be started
+    ├── MissingDependencyError  an optional package; names the pip command
+    └── InterruptedStudy        stopped on request and resumable, exit code 3
 
-A message is one sentence with where, what came, what is allowed, then what to do. Any other exception is our bug and
-keeps its traceback.
+A message is one sentence with where, what came, what is allowed, then what to do. Any other
+exception is our bug and keeps its traceback.
 """
 
 

@@ -10,7 +10,7 @@ Row = TypeVar("Row")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `" Did you mean x?"` for the nearest known name, or the whole list when nothing is near."""
+    """Return `" Did you mean x?"` for the nearest known name, or all names when none is near."""
     names = list(known)
     near = get_close_matches(name, names, n=1, cutoff=0.6)
     if near:

@@ -6,8 +6,8 @@ import hashlib
 def stream_seed(root: int, *names: str) -> int:
     """Derive the seed of a named stream from the root seed of a run.
 
-    The same root and names give the same seed in every process and on every machine; different names give independent
-    streams (SHA-256 of the names under the root).
+    The same root and names give the same seed in every process and on every machine; different
+    names give independent streams (SHA-256 of the names under the root).
 
     Args:
         root: The run's own seed, any integer.

@@ -19,8 +19,19 @@ FLOORS = [
     {"cli"},
 ]
 FOUNDATION = {"errors", "registry", "seeds"}
-LEVEL = {room: i for i, rooms in enumerate(FLOORS, 1) for room in rooms} | dict.fromkeys(FOUNDATION, 0)
-HEAVY = {"torch", "transformers", "ray", "lm_eval", "triton", "vllm", "nevergrad", "optuna", "matplotlib"}
+LEVEL = {room: i for i, rooms in enumerate(FLOORS, 1) for room in rooms}
+LEVEL |= dict.fromkeys(FOUNDATION, 0)
+HEAVY = {
+    "torch",
+    "transformers",
+    "ray",
+    "lm_eval",
+    "triton",
+    "vllm",
+    "nevergrad",
+    "optuna",
+    "matplotlib",
+}
 LIGHT = ["evomerge", "evomerge.config", "evomerge.space", "evomerge.cli.main"]
 
 
@@ -38,7 +49,9 @@ def imported_rooms(path):
                 yield node.lineno, rest.split(".")[0]
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def test_imports_go_down(path):
     room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     if room == "__init__":

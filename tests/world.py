@@ -1,4 +1,7 @@
-"""A small real world to search in: a random base, two parents near it, two tasks, a config. Nothing is faked."""
+"""A small real world to search in: a random base, two parents near it, two tasks, a config.
+
+Nothing is faked.
+"""
 
 import json
 import os

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 @settings_option
 @json_option
 def check(config: str, settings: tuple[str, ...], as_json: bool) -> None:
-    """Resolve CONFIG: models, shapes, tasks, metrics, items, knobs, optimiser. Prints them, or all that is wrong."""
+    """Resolve CONFIG: models, shapes, tasks, metrics, items, knobs, optimiser.
+
+    Prints them, or all that is wrong.
+    """
     from evomerge.config.search import load_search
     from evomerge.study.setup import prepare
 
@@ -67,10 +70,12 @@ def _print(facts: dict[str, Any]) -> None:
         items = ", ".join(f"{number} {role}" for role, number in task["items"].items())
         better = "higher" if task["higher_is_better"] else "lower"
         click.echo(
-            f"  {name:<28} {task['metric']} ({better} is better), weight {task['weight']:g}; {items}"
+            f"  {name:<28} {task['metric']} ({better} is better), "
+            f"weight {task['weight']:g}; {items}"
         )
     limits = ", ".join(f"{v:g} {k}" for k, v in facts["budget"].items() if v is not None)
+    proposer = facts["proposer"]
     click.echo(
-        f"\nproposer {facts['proposer']['name']}, population {facts['proposer']['population']}; budget {limits}"
+        f"\nproposer {proposer['name']}, population {proposer['population']}; budget {limits}"
     )
     click.echo("nothing is wrong; start it with evomerge search")

@@ -1,10 +1,14 @@
 """`evomerge eval MODEL --suite CONFIG`: score one model as a search scores its candidates."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from evomerge.cli.options import json_option, print_json, settings_option
+
+if TYPE_CHECKING:
+    from evomerge.config.suite import ItemRole
 
 
 @click.command("eval")
@@ -22,9 +26,12 @@ from evomerge.cli.options import json_option, print_json, settings_option
 @settings_option
 @json_option
 def eval_model(
-    model: str, config: str, role: str, settings: tuple[str, ...], as_json: bool
+    model: str, config: str, role: "ItemRole", settings: tuple[str, ...], as_json: bool
 ) -> None:
-    """Score MODEL (a folder or hub id) on the items of one role, in process, with lm-eval's tasks."""
+    """Score MODEL (a folder or hub id) on the items of one role.
+
+    It runs in this process, with lm-eval's tasks.
+    """
     from evomerge.config.models import ModelRef
     from evomerge.config.search import load_search, place_problems
     from evomerge.errors import ConfigError
@@ -51,7 +58,7 @@ def eval_model(
         return
     for task, keys in scores.metrics.items():
         for key, metric in keys.items():
-            error = f" +- {metric.stderr:.4f}" if metric.stderr is not None else ""
+            stderr = f" +- {metric.stderr:.4f}" if metric.stderr is not None else ""
             click.echo(
-                f"{task:<28} {key:<24} {metric.value:.4f}{error}  ({metric.num_items} items)"
+                f"{task:<28} {key:<24} {metric.value:.4f}{stderr}  ({metric.num_items} items)"
             )

@@ -37,7 +37,8 @@ def export(
 ) -> None:
     """Write the winner as a YAML that mergekit replays, and with --weights as a model.
 
-    The weights are those that were scored, bit for bit: their digest is compared with the stored one.
+    The weights are those that were scored, bit for bit: their digest is compared with the stored
+    one.
     """
     if trial is not None and top is not None:
         raise click.UsageError("--trial and --top exclude each other.")

@@ -32,8 +32,9 @@ def cli() -> None:
     evomerge search configs/quickstart.yaml    run it; Ctrl-C stops, resume goes on
     evomerge export configs/quickstart.yaml    the winner as a mergekit YAML and a model
 
-    Exit codes: 0 done, 1 an error that is explained in one sentence, 2 wrong usage, 3 stopped and resumable.
-    """
+    Exit codes: 0 done, 1 an error that is explained in one sentence, 2 wrong usage, 3 stopped and
+    resumable.
+    """  # noqa: D301 - click looks for the backspace itself: it keeps the lines below as they are
 
 
 for command in (check, search, resume, status, export, merge, eval_model):

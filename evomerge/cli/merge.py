@@ -11,7 +11,7 @@ import click
 def merge(recipe: Path, out: Path) -> None:
     """Merge the models that RECIPE (mergekit YAML) names and write the model to the folder OUT."""
     from evomerge.config.mergekit import read_recipe
-    from evomerge.merge.run import merge as run_merge
+    from evomerge.merging.run import merge as run_merge
 
     digest = run_merge(read_recipe(recipe), out)
     click.echo(f"{out}  digest {digest}")

@@ -102,4 +102,5 @@ class Progress:
         share = max(shares, default=0.0)
         if share <= 0.0:
             return f"{seconds:.0f} s so far"
-        return f"{seconds:.0f} s so far, about {max(seconds / min(share, 1.0) - seconds, 0.0):.0f} s left"
+        left = max(seconds / min(share, 1.0) - seconds, 0.0)
+        return f"{seconds:.0f} s so far, about {left:.0f} s left"

@@ -14,8 +14,8 @@ from evomerge.cli.search import run_and_report
 def resume(study: str, storage: str | None, settings: tuple[str, ...]) -> None:
     """Go on with a search that was stopped, was killed, or has a larger budget now.
 
-    Finished trials stand as they are; open ones are taken up under their numbers. Only budget, workers and storage place
-    may differ from what the study was started with.
+    Finished trials stand as they are; open ones are taken up under their numbers. Only budget,
+    workers and storage place may differ from what the study was started with.
     """
     config = config_of(study, storage, settings)
     place = f" --storage {shlex.quote(storage)}" if storage else ""

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def search(config: str, settings: tuple[str, ...]) -> None:
     """Run the search that CONFIG describes.
 
-    Every trial is stored before the search goes on, so it can be stopped (Ctrl-C) or killed at any moment and continued
-    with evomerge resume.
+    Every trial is stored before the search goes on, so it can be stopped (Ctrl-C) or killed at any
+    moment and continued with evomerge resume.
     """
     from evomerge.config.search import load_search
 

@@ -13,8 +13,8 @@ class Layout:
 
     Attributes:
         num_layers: Number of layers, at least 1.
-        outside: Role and full name of every tensor that belongs to no layer, in reading order. Tied tensors that are
-            not stored are not listed.
+        outside: Role and full name of every tensor that belongs to no layer, in reading order.
+            Tied tensors that are not stored are not listed.
         layer_prefix: What stands before the layer number in tensor names, e.g. `model.layers.`.
     """
 

@@ -13,7 +13,8 @@ DtypeName = Literal["float32", "float16", "bfloat16"]
 class ModelRef(StrictModel):
     """One model: a folder on this machine, or a hub id with an optional revision.
 
-    Written as a string (`./models/math-7b`, `org/math-7b`, `org/math-7b@v1.2`) or as a mapping with the fields below.
+    Written as a string (`./models/math-7b`, `org/math-7b`, `org/math-7b@v1.2`) or as a mapping with
+    the fields below.
     """
 
     path: str
@@ -38,9 +39,10 @@ class ModelRef(StrictModel):
         return f"{self.path}@{self.revision}" if self.revision else self.path
 
     def relative_to(self, folder: Path) -> "ModelRef":
-        """Return the reference with a relative local path read from `folder` (where the config lies).
+        """Return the reference with a relative local path read from `folder`, the config's own.
 
-        A path is local when it starts with `.`, `/` or `~`, or when such a folder exists; else it is a hub id.
+        A path is local when it starts with `.`, `/` or `~`, or when such a folder exists; else it
+        is a hub id.
         """
         local = (folder / Path(self.path).expanduser()).resolve()
         if self.path.startswith((".", "/", "~")) or local.exists():

@@ -1,4 +1,4 @@
-"""Param: one number (or switch) that a merge method takes, declared once with its legal and its search range."""
+"""Param: one number or switch of a merge method, declared once with its legal and search range."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,7 @@
-"""Recipe: the concrete, complete description of one merge. What was scored is this record, and YAML holds the same."""
+"""Recipe: the concrete, complete description of one merge.
+
+What was scored is this record, and YAML holds the same.
+"""
 
 import hashlib
 import json
@@ -10,7 +13,7 @@ from evomerge.config.models import DtypeName, ModelRef
 from evomerge.config.strict import StrictModel
 
 Curve = tuple[float, ...]
-"""Values spread over the depth of the model and interpolated between (mergekit calls it a gradient)."""
+"""Values spread over the model's depth and interpolated between (mergekit: a gradient)."""
 
 
 class Rule(StrictModel):
@@ -39,7 +42,7 @@ class Source(StrictModel):
 
 
 class Recipe(StrictModel):
-    """One merge, ready to be carried out; prints as YAML that mergekit replays (`config/mergekit.py`)."""
+    """One merge, ready to be carried out; `config/mergekit.py` prints it for mergekit to replay."""
 
     merge_method: str
     models: tuple[Source, ...] = Field(min_length=1)
@@ -50,20 +53,23 @@ class Recipe(StrictModel):
     """Parameters shared by all models; also the fallback of the models' own."""
 
     dtype: DtypeName | None = None
-    """mergekit's arithmetic dtype. evomerge always computes in float32; this counts only where `out_dtype` is None."""
+    """mergekit's arithmetic dtype; it counts only where `out_dtype` is None.
+
+    evomerge always computes in float32.
+    """
 
     out_dtype: DtypeName | None = None
-    """Dtype of the merged tensors; None is `dtype`, and where that is None too, the dtype stored in the base."""
+    """Dtype of the merged tensors; None is `dtype`, or the base's where that is None too."""
 
     tokenizer_source: str | None = None
-    """`base`, or the model whose tokenizer goes with the merge; None is the base (or the first model)."""
+    """`base`, or the model whose tokenizer the merge takes; None is the base (or first model)."""
 
     mask_seed: int = Field(0, ge=0, lt=2**32)
     """Seed of the random masks (DARE, DELLA); without meaning for other methods."""
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of the canonical form, as hexadecimal; two recipes of one hash are the same merge."""
+        """SHA-256 of the canonical form, in hexadecimal; recipes of one hash are the same merge."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

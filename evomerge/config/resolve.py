@@ -1,12 +1,13 @@
-"""The value a parameter takes for one tensor: rules by name, layer curves, a model's own before the shared ones.
+"""The value a parameter takes for one tensor: rules by name, layer curves, a model's own first.
 
-Agrees with mergekit 0.1.5: tensors outside the layers take the first value of a curve, the first matching rule wins, and a
-level whose rules all miss is skipped.
+Agrees with mergekit 0.1.5: tensors outside the layers take the first value of a curve, the first
+matching rule wins, and a level whose rules all miss is skipped. A model's own parameters come
+before the shared ones.
 """
 
 from evomerge.config.layout import Layout
 from evomerge.config.params import Param
-from evomerge.config.recipe import Curve, Recipe, Setting, Source
+from evomerge.config.recipe import Curve, Recipe, Rule, Setting, Source
 from evomerge.errors import MergeError
 
 
@@ -23,7 +24,8 @@ def parameter_at(
         source: The model in question; None for a parameter shared by all models.
 
     Raises:
-        MergeError: No level gives a value and the parameter has no default, or the value is out of its legal range.
+        MergeError: No level gives a value and the parameter has no default, or the value is out of
+            its legal range.
     """
     levels = [recipe.parameters] if source is None else [source.parameters, recipe.parameters]
     for level in levels:
@@ -34,7 +36,8 @@ def parameter_at(
     if param.default is None:
         who = f" for {source.model}" if source else ""
         raise MergeError(
-            f"{tensor}: {recipe.merge_method} needs {param.name}{who}, and the recipe gives none. Add it to parameters."
+            f"{tensor}: {recipe.merge_method} needs {param.name}{who}, and the recipe gives none. "
+            "Add it to parameters."
         )
     return param.default
 
@@ -43,16 +46,19 @@ def setting_at(setting: Setting, tensor: str, layout: Layout) -> float | bool | 
     """Return what a setting says about one tensor; None when none of its rules matches."""
     if not isinstance(setting, tuple):
         return setting
-    if setting and not isinstance(setting[0], (int, float)):
-        rule = next((r for r in setting if not isinstance(r, (int, float)) and r.matches(tensor)), None)
+    rules = [part for part in setting if isinstance(part, Rule)]
+    if rules:
+        rule = next((rule for rule in rules if rule.matches(tensor)), None)
         return None if rule is None else setting_at(rule.value, tensor, layout)
-    return curve_at([float(v) for v in setting if isinstance(v, (int, float))], layout.layer_of(tensor), layout)
+    points = [part for part in setting if not isinstance(part, Rule)]
+    return curve_at(points, layout.layer_of(tensor), layout)
 
 
 def curve_at(curve: Curve | list[float], layer: int | None, layout: Layout) -> float:
-    """Return a layer curve's value: linear between its points, which lie evenly from the first layer to the last.
+    """Return a layer curve's value, linear between its points.
 
-    A curve with one value per layer gives exactly those values. Outside the layers (`layer` None) it gives its first value.
+    The points lie evenly from the first layer to the last. A curve with one value per layer gives
+    exactly those values. Outside the layers (`layer` None) it gives its first value.
     """
     if layer is None or len(curve) == 1:
         return curve[0]
@@ -71,6 +77,7 @@ def _checked(param: Param, value: float | bool, tensor: str) -> float | bool:
         return bool(value)
     if not param.low <= value <= param.high:
         raise MergeError(
-            f"{tensor}: {param.name} is {value!r}, allowed are values from {param.low:g} to {param.high:g}. Change the recipe."
+            f"{tensor}: {param.name} is {value!r}, allowed are values from {param.low:g} to "
+            f"{param.high:g}. Change the recipe."
         )
     return value

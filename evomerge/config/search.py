@@ -44,10 +44,13 @@ class StudyConfig(StrictModel):
 
     name: str = Field(min_length=1, max_length=200)
     folder: str
-    """Holds everything of the study: trials, results per item, logs, lock. Relative to the config file."""
+    """Holds all of the study: trials, results per item, logs, lock. Relative to the config file."""
 
     storage: str | None = None
-    """None or a path is an Optuna journal file (default `FOLDER/journal.log`); anything with `://` is a SQLAlchemy URL."""
+    """None or a path is an Optuna journal file; anything with `://` is a SQLAlchemy URL.
+
+    None is the file `FOLDER/journal.log`.
+    """
 
     seed: int = Field(0, ge=0)
     """Root of every random stream of the study."""
@@ -57,9 +60,12 @@ class StudyConfig(StrictModel):
     @property
     def journal(self) -> Path | None:
         """The journal file; None when the storage is a database."""
-        if self.storage is not None and "://" in self.storage:
-            return None
-        return Path(self.storage) if self.storage else Path(self.folder) / "journal.log"
+        return journal_of(self.storage) if self.storage else Path(self.folder) / "journal.log"
+
+
+def journal_of(storage: str) -> Path | None:
+    """Return the journal file that a storage names; None for the URL of a database."""
+    return None if "://" in storage else Path(storage)
 
 
 class ModelsConfig(StrictModel):
@@ -74,7 +80,8 @@ class ModelsConfig(StrictModel):
         for name in parents:
             if name == BASE or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
                 raise ValueError(
-                    f"parent name {name!r} is not usable. Use letters, digits, - and _, and another word than base."
+                    f"parent name {name!r} is not usable. Use letters, digits, - and _, and "
+                    "another word than base."
                 )
         return parents
 
@@ -107,7 +114,7 @@ class WorkersConfig(StrictModel):
     """`inline` works in this process; `ray` on a cluster."""
 
     address: str = "local"
-    """For Ray: `local` starts a cluster for this run, `auto` joins the one of this machine, or an address."""
+    """For Ray: an address, `local` (a cluster for this run) or `auto` (this machine's)."""
 
     count: int = Field(1, ge=1)
     """Workers; each holds one model."""
@@ -120,7 +127,7 @@ class WorkersConfig(StrictModel):
 
 
 class SearchConfig(StrictModel):
-    """One search: what to merge, what varies, how it is scored, how candidates are proposed, where it runs."""
+    """One search: what to merge, what varies, how it is scored and proposed, where it runs."""
 
     study: StudyConfig
     models: ModelsConfig
@@ -167,7 +174,10 @@ def load_search(path: str | Path, settings: Sequence[str] = ()) -> SearchConfig:
 def make_search(
     data: Any, origin: Origin | None = None, folder: Path | None = None
 ) -> SearchConfig:
-    """Make a search config from plain data, e.g. in a notebook; relative paths are read from `folder` (default: here)."""
+    """Make a search config from plain data, e.g. in a notebook.
+
+    Relative paths are read from `folder` (default: here).
+    """
     origin = origin or Origin("<config>")
     config = _absolute(validate(SearchConfig, data, origin), folder or Path.cwd())
     config._origin = origin
@@ -226,7 +236,8 @@ def _check_across(config: SearchConfig) -> None:
     if config.merge.tokenizer not in [BASE, *parents]:
         hint = did_you_mean(config.merge.tokenizer, [BASE, *parents])
         problems.append(
-            f"{origin.at('merge', 'tokenizer')}: no model is called {config.merge.tokenizer!r}.{hint}"
+            f"{origin.at('merge', 'tokenizer')}: no model is called "
+            f"{config.merge.tokenizer!r}.{hint}"
         )
     for name, value in config.merge.parameters.items():
         for parent in value if isinstance(value, dict) else ():
@@ -238,7 +249,8 @@ def _check_across(config: SearchConfig) -> None:
     if config.workers.pool == "inline" and config.workers.count > 1:
         place = origin.at("workers", "count")
         problems.append(
-            f"{place}: the inline pool has one worker, {config.workers.count} came. Set workers.pool to ray."
+            f"{place}: the inline pool has one worker, {config.workers.count} came. "
+            "Set workers.pool to ray."
         )
     if problems:
         raise ConfigError("\n".join(problems))

@@ -90,7 +90,8 @@ class SpaceEntry(StrictModel):
     """Start value; None is the middle of the range, for `weight` 1 / number of parents."""
 
     sigma: float | None = Field(None, gt=0.0, le=1.0)
-    """First step as a share of the range; None is `proposer.sigma`."""
+    """First step as a share of the range; None is `proposer.sigma`, for whole numbers and choices
+    at least half a value's share."""
 
     @field_validator("search")
     @classmethod

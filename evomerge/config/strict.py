@@ -1,4 +1,7 @@
-"""Strict YAML: every problem at once, each with file, line, dotted field, what came, what is allowed, the nearest name."""
+"""Strict YAML: every problem at once.
+
+Each comes with file, line, dotted field, what came, what is allowed, and the nearest name.
+"""
 
 import json
 import re
@@ -20,7 +23,10 @@ Loc = tuple[str | int, ...]
 
 
 class StrictModel(BaseModel):
-    """A frozen record of settings: unknown keys, wrong kinds, NaN and Inf are errors; nothing is converted silently."""
+    """A frozen record of settings; nothing is converted silently.
+
+    Unknown keys, wrong kinds, NaN and Inf are errors.
+    """
 
     model_config = ConfigDict(
         frozen=True,
@@ -55,7 +61,10 @@ class Origin:
     overrides: frozenset[Loc] = frozenset()
 
     def at(self, *loc: str | int) -> str:
-        """Return `file:line: dotted.field` for a field, with the line of the nearest enclosing field that has one."""
+        """Return `file:line: dotted.field` for a field.
+
+        The line is that of the nearest enclosing field that has one.
+        """
         if any(tuple(loc[: len(o)]) == o for o in self.overrides):
             return f"--set {dotted(loc)}"
         nearest = next(
@@ -134,9 +143,8 @@ def _build(loader: _Loader, node: yaml.Node, loc: Loc, lines: dict[Loc, int], na
         for key_node, value_node in node.value:
             key = str(loader.construct_object(key_node, deep=True))
             if key in result:
-                raise ConfigError(
-                    f"{name}:{key_node.start_mark.line + 1}: {dotted((*loc, key))} is given twice. Keep one."
-                )
+                place = f"{name}:{key_node.start_mark.line + 1}: {dotted((*loc, key))}"
+                raise ConfigError(f"{place} is given twice. Keep one.")
             result[key] = _build(loader, value_node, (*loc, key), lines, name)
             lines[(*loc, key)] = key_node.start_mark.line + 1
         return result
@@ -149,7 +157,8 @@ def override(data: Any, origin: Origin, settings: Sequence[str]) -> tuple[Any, O
     """Apply `dotted.path=value` settings (values are YAML) to a copy of the data.
 
     Raises:
-        ConfigError: A setting without `=`, or a path through something that is not a mapping or list.
+        ConfigError: A setting without `=`, or a path through something that is neither a mapping
+            nor a list.
     """
     data = json.loads(json.dumps(data, default=str))
     changed: set[Loc] = set()
@@ -191,18 +200,19 @@ def validate(model: type[Model], data: Any, origin: Origin) -> Model:
         problems = [
             f"{origin.at(*_plain(e['loc']))}: {_explain(model, e)}"
             for e in error.errors()
-            if e["type"] != "too_short"
-            or not e["input"]  # a list whose members failed is not short
+            # a list whose members failed is not short
+            if e["type"] != "too_short" or not e["input"]
         ]
         raise ConfigError("\n".join(dict.fromkeys(problems))) from None
 
 
 def _plain(loc: Loc) -> Loc:
-    # pydantic puts the name of a union's branch or of a wrapping validator into the location; users do not know them
+    # pydantic puts the name of a union's branch or of a wrapping validator into the location; users
+    # do not know them
     return tuple(
         p
         for p in loc
-        if isinstance(p, int) or re.fullmatch(r"[\w.\- /@*]+", p) and p not in _BRANCHES
+        if isinstance(p, int) or (re.fullmatch(r"[\w.\- /@*]+", p) and p not in _BRANCHES)
     )
 
 
@@ -238,8 +248,8 @@ def _explain(model: type[StrictModel], error: ErrorDetails) -> str:
         return "is missing. Add it."
     if kind == "literal_error":
         allowed = str(context["expected"])
-        choices = re.findall(r"'([^']*)'", allowed)
-        return f"came {_show(came)}, allowed: {allowed}.{did_you_mean(str(came), choices) if choices else ''}"
+        hint = did_you_mean(str(came), re.findall(r"'([^']*)'", allowed))
+        return f"came {_show(came)}, allowed: {allowed}.{hint}"
     if kind in _BOUNDS:
         bound, words = _BOUNDS[kind]
         return f"came {_show(came)}, allowed is {words} {context[bound]:g}."

@@ -1,4 +1,4 @@
-"""SuiteConfig: the lm-eval tasks, their settings, and which items search, confirm and report may use."""
+"""SuiteConfig: the lm-eval tasks, their settings, and the items of search, confirm and report."""
 
 from typing import Annotated, Any, Literal, get_args
 
@@ -7,7 +7,10 @@ from pydantic import BeforeValidator, Field, JsonValue, model_validator
 from evomerge.config.strict import StrictModel, one_or_many
 
 ItemRole = Literal["search", "confirm", "report"]
-"""What items are for: choosing candidates, confirming the winner, reporting it. No item has two roles."""
+"""What items are for: choosing candidates, confirming the winner, reporting it.
+
+No item has two roles.
+"""
 
 ROLES: tuple[ItemRole, ...] = get_args(ItemRole)
 
@@ -53,7 +56,7 @@ class RoleItems(StrictModel):
 
 
 class ItemsConfig(StrictModel):
-    """Which items have which role: drawn from one split without overlap, or taken from splits of their own."""
+    """Which items have which role: from splits of their own, or from one without overlap."""
 
     search: RoleItems = RoleItems(count=200)
     confirm: RoleItems = RoleItems(count=400)
@@ -63,7 +66,10 @@ class ItemsConfig(StrictModel):
     """Seed of the draw."""
 
     stratify: str | None = None
-    """Field of the documents whose values keep their proportions in every draw; None draws from all alike."""
+    """Field of the documents whose values keep their proportions in every draw.
+
+    None draws from all alike.
+    """
 
 
 class ChatConfig(StrictModel):
@@ -80,7 +86,7 @@ class ChatConfig(StrictModel):
     """The chat template's thinking switch; None leaves it to the template."""
 
     think_end_token: str | None = None
-    """Text that ends the thinking; only what follows is judged. `enable_thinking: true` needs it."""
+    """Text that ends the thinking; only what follows is judged. `enable_thinking` needs it."""
 
 
 class SuiteConfig(StrictModel):
@@ -96,7 +102,10 @@ class SuiteConfig(StrictModel):
     """Rows per forward pass. A fixed number: batches are part of the numbers."""
 
     chunks: int = Field(4, ge=1)
-    """Parts into which an evaluation is cut; idle workers share them. Part of the numbers, as batches never cross a chunk."""
+    """Parts into which an evaluation is cut; idle workers share them.
+
+    Part of the numbers, as batches never cross a chunk.
+    """
 
     max_length: int | None = Field(None, ge=2)
     """Longest prompt in tokens; None is what the model's config says."""

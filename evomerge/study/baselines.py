@@ -6,7 +6,10 @@ from evomerge.study.setup import Setup
 
 
 def baseline_recipes(setup: Setup) -> dict[str, Recipe]:
-    """Return the baselines by name: `base`, `parent:NAME` for each parent, and `uniform`, the mean of the parents."""
+    """Return the baselines by name.
+
+    They are `base`, `parent:NAME` for each parent, and `uniform`, the mean of the parents.
+    """
     models = setup.config.models
     recipes = {"base": _alone(setup, models.base)}
     recipes |= {f"parent:{name}": _alone(setup, ref) for name, ref in models.parents.items()}

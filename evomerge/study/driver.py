@@ -1,19 +1,19 @@
-"""The one loop of a search: ask, record, submit, record, tell. Nothing else iterates over candidates.
+"""The one loop of a search: ask, record, submit, record, tell.
 
-The study is the only durable truth. The proposer is a function of its specification and the log, so a driver that was
-killed at any moment is rebuilt from the storage alone: half-recorded trials are closed, the log is replayed, and open
-trials are taken up under their old numbers, with the chunks that were scored already.
+Nothing else iterates over candidates. The study is the only durable truth. The proposer is a
+function of its specification and the log, so a driver that was killed at any moment is rebuilt from
+the storage alone: half-recorded trials are closed, the log is replayed, and open trials are taken
+up under their old numbers, with the chunks that were scored already.
 """
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from evomerge.config.suite import ItemRole
-from evomerge.errors import EvaluationError, InterruptedStudy, StudyError
-from evomerge.evaluate.evaluator import TaskMetric
+from evomerge.errors import InterruptedStudy, StudyError
 from evomerge.propose.proposer import AbstractProposer, replay
 from evomerge.space.decode import decode, values_of
 from evomerge.space.genome import Genome
@@ -21,6 +21,7 @@ from evomerge.study.baselines import baseline_recipes
 from evomerge.study.items import ItemStore
 from evomerge.study.ledger import Ledger
 from evomerge.study.records import Ask, TrialRecord, TrialResult
+from evomerge.study.results import Metrics, confirmation, result_of, retold
 from evomerge.study.schedule import Schedule, Scored
 from evomerge.study.setup import Setup
 from evomerge.study.storage import StudyStorage
@@ -104,8 +105,6 @@ class Driver:
         self._report(state)
         return self._ledger
 
-    # restoring
-
     def _restore(self) -> None:
         records = self._storage.trials()
         for record in records:
@@ -118,8 +117,6 @@ class Driver:
             self._take_up(record)
         if records:
             log.info("resumed: %d trials, %d of them open", len(records), len(self._ledger.open))
-
-    # the search
 
     def _score_baselines(self) -> None:
         known = self._ledger.baselines
@@ -138,8 +135,8 @@ class Driver:
             if record.state != "done":
                 error = record.result.error if record.result else None
                 raise StudyError(
-                    f"baseline {name} cannot be scored ({error}). Nothing can be compared without it: "
-                    "mend the cause, then start a study of another name."
+                    f"baseline {name} cannot be scored ({error}). Nothing can be compared without "
+                    "it: mend the cause, then start a study of another name."
                 )
 
     def _search(self) -> str:
@@ -237,8 +234,6 @@ class Driver:
                 role = outcome.job.chunk.role
                 self._around.items.add(outcome.job.recipe.hash, role, chunk)
 
-    # recording
-
     def _can_record(self, record: TrialRecord) -> bool:
         original = self._ledger.original_of(record)
         return record.number in self._scored if original is None else original.result is not None
@@ -258,25 +253,22 @@ class Driver:
         parents = self._parents()
         for record in waiting:
             result = self._scored[record.number].result
-            if _is_parent(record) and result is not None:
+            if record.is_parent and result is not None:
                 parents.append(self._setup.metrics_of(result))
         for record in waiting:
             self._record(record, parents)
 
-    def _parents(self) -> list[Mapping[str, TaskMetric]]:
-        return [
-            r.result.tasks for r in self._ledger.baselines.values() if _is_parent(r) and r.result
-        ]
+    def _parents(self) -> list[Metrics]:
+        records = self._ledger.baselines.values()
+        return [r.result.tasks for r in records if r.is_parent and r.result]
 
-    def _record(
-        self, record: TrialRecord, parents: list[Mapping[str, TaskMetric]] | None = None
-    ) -> None:
+    def _record(self, record: TrialRecord, parents: list[Metrics] | None = None) -> None:
         original = self._ledger.original_of(record)
         if original is None:
             known = self._parents() if parents is None else parents
-            result = self._result_of(self._scored.pop(record.number), known)
+            result = result_of(self._setup, self._scored.pop(record.number), known)
         else:
-            result = _retold(original)
+            result = retold(original)
         result = replace(result, elapsed_s=round(self._elapsed(), 3))
         if record.ask is not None:
             result = replace(
@@ -299,33 +291,6 @@ class Driver:
         assert worst is not None, "the baselines are scored before any candidate"
         return worst
 
-    def _result_of(self, scored: Scored, parents: list[Mapping[str, TaskMetric]]) -> TrialResult:
-        cost = TrialResult(
-            state="failed",
-            examples=sum(len(t.ids) for chunk in scored.chunks for t in chunk.result.values()),
-            seconds_merge=round(sum(chunk.seconds_merge for chunk in scored.chunks), 6),
-            seconds_score=round(sum(chunk.seconds_score for chunk in scored.chunks), 6),
-            worker=",".join(sorted({chunk.worker for chunk in scored.chunks})),
-            attempt=scored.attempt,
-        )
-        if scored.result is None:
-            return replace(cost, state=scored.state, error=scored.error)
-        try:
-            metrics = self._setup.metrics_of(scored.result)
-            score = self._setup.score_of(metrics, parents)
-        except EvaluationError as error:
-            return replace(cost, error=str(error))
-        return replace(
-            cost,
-            state="done",
-            fitness=score.value,
-            stderr=score.stderr,
-            tasks=metrics,
-            digest=scored.chunks[0].digest,
-        )
-
-    # confirmation
-
     def _confirm(self) -> None:
         best = self._ledger.best
         if best is None or not self._setup.tasks.chunks("confirm"):
@@ -335,40 +300,8 @@ class Driver:
             self._add_to_schedule(record, "confirm")
         while len(self._schedule):
             self._turn()
-        metrics = {r.number: self._confirm_metrics(self._scored.pop(r.number)) for r in records}
-        parents = [metrics[record.number] for record in records if _is_parent(record)]
-        scores = {
-            record.baseline or "winner": self._confirm_scores(
-                record.number, metrics[record.number], parents
-            )
-            for record in records
-        }
-        self._storage.set_attribute("confirm", scores)
-
-    def _confirm_metrics(self, scored: Scored) -> Mapping[str, TaskMetric]:
-        if scored.result is None:
-            raise StudyError(
-                f"trial {scored.trial} cannot be scored on the confirm items ({scored.error}). "
-                "Mend the cause and resume."
-            )
-        return self._setup.metrics_of(scored.result)
-
-    def _confirm_scores(
-        self,
-        trial: int,
-        metrics: Mapping[str, TaskMetric],
-        parents: list[Mapping[str, TaskMetric]],
-    ) -> dict[str, Any]:
-        score = self._setup.score_of(metrics, parents)
-        return {
-            "trial": trial,
-            "objective": score.value,
-            "stderr": score.stderr,
-            "tasks": {task: metric.value for task, metric in metrics.items()},
-            "num_items": sum(metric.num_items for metric in metrics.values()),
-        }
-
-    # reporting
+        scored = {record.number: self._scored.pop(record.number) for record in records}
+        self._storage.set_attribute("confirm", confirmation(self._setup, records, scored))
 
     def _elapsed(self) -> float:
         return self._elapsed_before + self._around.clock() - self._started
@@ -380,35 +313,10 @@ class Driver:
 
 def _replay(proposer: AbstractProposer, ledger: Ledger) -> None:
     """Feed a fresh proposer the asks and tells of the log, in their order."""
-    told = [r for r in ledger.candidates if r.result is not None and r.result.tell_seq is not None]
-    told.sort(key=_tell_seq)
     asks = [(r.ask.after, r.ask.genome) for r in ledger.candidates if r.ask]
-    tells = [(r.ask.seq, r.result.told_loss) for r in told if r.ask and r.result]
-    replay(proposer, asks, tells)
-
-
-def _tell_seq(record: TrialRecord) -> int:
-    assert record.result is not None, "only told trials are sorted"
-    assert record.result.tell_seq is not None, "only told trials are sorted"
-    return record.result.tell_seq
-
-
-def _retold(original: TrialRecord) -> TrialResult:
-    """The result of a recipe that was scored before, as a duplicate's own: it cost nothing."""
-    first = original.result
-    assert first is not None, "the original is recorded before its duplicate"
-    if first.fitness is None:
-        reason = f"same recipe as trial {original.number}: {first.error}"
-        return TrialResult(first.state, error=reason, duplicate_of=original.number)
-    return TrialResult(
-        state="duplicate",
-        fitness=first.fitness,
-        stderr=first.stderr,
-        tasks=first.tasks,
-        digest=first.digest,
-        duplicate_of=original.number,
+    told = sorted(
+        (r.result.tell_seq, r.ask.seq, r.result.told_loss)
+        for r in ledger.candidates
+        if r.ask and r.result and r.result.tell_seq is not None and r.result.told_loss is not None
     )
-
-
-def _is_parent(record: TrialRecord) -> bool:
-    return record.baseline is not None and record.baseline.startswith("parent:")
+    replay(proposer, asks, [(ask_seq, loss) for _, ask_seq, loss in told])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from evomerge.config.mergekit import write_recipe
 from evomerge.errors import CheckpointError, StudyError
-from evomerge.merge.run import merge
+from evomerge.merging.run import merge
 from evomerge.study.records import TrialRecord
 from evomerge.study.view import StudyView
 
@@ -64,8 +64,9 @@ def _check_digest(view: StudyView, record: TrialRecord, digest: str, folder: Pat
     if digest != scored:
         shutil.rmtree(folder)
         raise StudyError(
-            f"study {view.name!r}: the weights of trial {record.number} come out as {digest[:12]}, scored were "
-            f"{str(scored)[:12]}. The model files or the versions of torch changed since; nothing was exported."
+            f"study {view.name!r}: the weights of trial {record.number} come out as {digest[:12]}, "
+            f"scored were {str(scored)[:12]}. The model files or the versions of torch changed "
+            "since; nothing was exported."
         )
 
 

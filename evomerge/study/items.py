@@ -1,7 +1,7 @@
-"""Results per item, beside the study: one file for each recipe and role, one line for each chunk that was scored.
+"""Results per item, beside the study: a file for each recipe and role, a line for each chunk.
 
-A chunk is written the moment it comes back, before its trial is recorded, so a killed search scores no chunk twice. A line
-that was cut off by a kill is ignored and its chunk scored again.
+A chunk is written the moment it comes back, before its trial is recorded, so a killed search scores
+no chunk twice. A line that was cut off by a kill is ignored and its chunk scored again.
 """
 
 import json

@@ -1,4 +1,7 @@
-"""Ledger: every trial of a study, and what follows from them. The dedupe memory, the budget spent, the best so far."""
+"""Ledger: every trial of a study, and what follows from them.
+
+The dedupe memory, the budget spent, the best so far.
+"""
 
 from collections.abc import Iterable
 
@@ -87,7 +90,7 @@ class Ledger:
 
     @property
     def best(self) -> TrialRecord | None:
-        """The candidate with the highest fitness, the earliest of equals; None before the first score."""
+        """The candidate of highest fitness, the earliest of equals; None before the first score."""
         done = [r for r in self.candidates if r.state == "done" and r.result]
         return max(done, key=_fitness_then_age, default=None)
 

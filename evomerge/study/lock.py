@@ -1,4 +1,4 @@
-"""One driver per study: a lock that the operating system drops when its holder dies, however it dies."""
+"""One driver per study: a lock that the operating system drops however its holder dies."""
 
 import fcntl
 import os

@@ -101,3 +101,8 @@ class TrialRecord:
     ask: Ask | None
     baseline: str | None
     result: TrialResult | None
+
+    @property
+    def is_parent(self) -> bool:
+        """Whether it is the baseline of a parent."""
+        return self.baseline is not None and self.baseline.startswith("parent:")

@@ -36,14 +36,16 @@ def run_search(
 
     Args:
         config: The search.
-        resume: Whether the study exists already; a new one is not started over an old one by mistake.
+        resume: Whether the study exists already; a new one is not started over an old one by
+            mistake.
         observe: Called with the study's summary after every change.
         interrupted: Asked between jobs; True stops the search so that it can be resumed.
         start_pool: Makes the workers.
 
     Raises:
         ConfigError: The config does not fit the models or tasks.
-        StudyError: The study exists (or does not), is in use, was made by another config, or its storage fails.
+        StudyError: The study exists (or does not), is in use, was made by another config, or its
+            storage fails.
         InterruptedStudy: The search was stopped on request.
     """
     folder = Path(config.study.folder)
@@ -96,7 +98,7 @@ def _run(
             "Continue it with evomerge resume, or give study.name and study.folder of a new one."
         )
     proposer = setup.proposer()
-    pool = start_pool(config, _worker_settings(setup))
+    pool = start_pool(config, worker_settings(setup))
     try:
         _claim(storage, setup, make_spec(setup, pool.facts()), stored)
         around = Surroundings(
@@ -133,7 +135,8 @@ def _claim(
     storage.set_attribute("versions", versions())
 
 
-def _worker_settings(setup: Setup) -> WorkerSettings:
+def worker_settings(setup: Setup) -> WorkerSettings:
+    """Return what each worker of a search prepares."""
     config = setup.config
     return WorkerSettings(
         models=(config.models.base, *config.models.parents.values()),

@@ -1,7 +1,8 @@
 """Schedule: which chunk goes to which worker, and what has come back. Results depend on neither.
 
-A worker stays with its candidate while that has chunks left (its weights are live there), then takes the first candidate
-nobody has begun, and at the end of a generation shares the chunks of candidates that others work on.
+A worker stays with its candidate while that has chunks left (its weights are live there), then
+takes the first candidate nobody has begun, and at the end of a generation shares the chunks of
+candidates that others work on.
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from evomerge.config.recipe import Recipe
 from evomerge.evaluate.evaluator import Chunk, EvalResult, join_results
 from evomerge.study.items import ScoredChunk
+from evomerge.study.records import State
 from evomerge.workers.job import Job, Outcome
 
 MAX_ATTEMPTS = 3
@@ -30,7 +32,7 @@ class Scored:
     """
 
     trial: int
-    state: str
+    state: State
     result: EvalResult | None
     chunks: tuple[ScoredChunk, ...]
     attempt: int
@@ -46,7 +48,7 @@ class _Open:
     scored: dict[int, ScoredChunk]
     running: int = 0
     attempt: int = 1
-    failure: tuple[str, str] | None = None
+    failure: tuple[State, str] | None = None
 
     @property
     def begun(self) -> bool:
@@ -78,18 +80,8 @@ class Schedule:
     def __len__(self) -> int:
         return len(self._open)
 
-    @property
-    def num_running(self) -> int:
-        """Jobs that workers hold."""
-        return sum(candidate.running for candidate in self._open.values())
-
-    @property
-    def all_begun(self) -> bool:
-        """Whether no candidate waits for its first chunk (then a worker could take a new candidate)."""
-        return all(c.begun for c in self._open.values())
-
     def next_job(self, worker: str) -> Job | None:
-        """Return what an idle worker should do next and count it as running; None when nothing is left."""
+        """Return what an idle worker should do next and count it as running; None if nothing."""
         trial = self._choose(worker)
         if trial is None:
             return None
@@ -129,10 +121,11 @@ class Schedule:
         chunks = tuple(candidate.scored[index] for index in sorted(candidate.scored))
         digests = {chunk.digest for chunk in chunks}
         if candidate.failure is None and len(digests) > 1:
+            workers = ", ".join(sorted({chunk.worker for chunk in chunks}))
             candidate.failure = (
                 "failed",
-                f"workers {', '.join(sorted({c.worker for c in chunks}))} made different weights of one "
-                "recipe. Check that all nodes read the same model files and run the same versions.",
+                f"workers {workers} made different weights of one recipe. Check that all nodes "
+                "read the same model files and run the same versions.",
             )
         if candidate.failure is not None:
             state, error = candidate.failure

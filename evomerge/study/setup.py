@@ -1,9 +1,11 @@
-"""Setup: a search config resolved against the real models and tasks; everything that is wrong with it, at once."""
+"""Setup: a search config resolved against real models and tasks, or all that is wrong with it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
+
+import torch
 
 from evomerge.checkpoints.architecture import layout_of
 from evomerge.checkpoints.fingerprint import fingerprint
@@ -14,11 +16,11 @@ from evomerge.config.models import DtypeName, ModelRef
 from evomerge.config.params import Param
 from evomerge.config.search import BASE, SearchConfig, begins_with_field, place_problems
 from evomerge.config.strict import dotted
-from evomerge.errors import ConfigError, EvoMergeError, MergeError
+from evomerge.errors import ConfigError, EvoMergeError
 from evomerge.evaluate.evaluator import EvalResult, TaskMetric
 from evomerge.evaluate.scores import Objective, Score, make_objective
 from evomerge.evaluate.tasks import TaskSuite, load_tasks
-from evomerge.merge.plan import make_plan
+from evomerge.merging.plan import make_plan
 from evomerge.methods import METHODS
 from evomerge.methods.method import Method
 from evomerge.propose import make_proposer
@@ -29,6 +31,13 @@ from evomerge.space.decode import RecipeTemplate, decode
 from evomerge.space.genome import Genome
 from evomerge.space.space import Space, build_space
 
+# a checkpoint of any other floating dtype cannot be opened
+_FLOATS: Mapping[torch.dtype, DtypeName] = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
+Inputs = ParamSpec("Inputs")
 Found = TypeVar("Found")
 
 
@@ -88,65 +97,123 @@ class Setup:
         return {t.name: {t.metric: metrics[t.name]} for t in self.tasks.scored}
 
 
+@dataclass(frozen=True)
+class _Models:
+    """The models of a search as far as they can be opened: the base and its layers at least.
+
+    Attributes:
+        refs: Every model by name, the base first.
+        readers: Those that could be opened.
+        layout: Layers of the base.
+        out_dtype: Dtype of the merged models.
+    """
+
+    refs: Mapping[str, ModelRef]
+    readers: Mapping[str, LazyCheckpoint]
+    layout: Layout
+    out_dtype: DtypeName
+
+
 def prepare(config: SearchConfig) -> Setup:
-    """Resolve a config: open the models, load the tasks, build the space, check that they fit together.
+    """Resolve a config: open the models, load the tasks, build the space; check that all fits.
 
     Raises:
         ConfigError: One line for each problem, with file, line and field.
     """
     problems = _Problems()
-    method = problems.catch(("merge", "method"), lambda: METHODS[config.merge.method])
+    method = _find_method(config, problems)
+    models = _open_models(config, problems)
+    scoring = _load_scoring(config, problems)
+    recipes = method and models and _lay_out_recipes(config, method, models, problems)
+    if problems.lines or not models or not recipes or not scoring:
+        raise problems.as_error(config)
+    return _complete(config, models, *recipes, *scoring)
+
+
+def _find_method(config: SearchConfig, problems: "_Problems") -> Method | None:
+    method = problems.catch(("merge", "method"), METHODS.__getitem__, config.merge.method)
     if method is not None:
-        for problem in _parameter_problems(config, method.params):
-            problems.lines.append(problem)
-    models = {BASE: config.models.base, **config.models.parents}
-    checkpoints = {
-        name: problems.catch(_model_field(name), lambda ref=ref: _open(ref))
-        for name, ref in models.items()
-    }
-    tasks = problems.catch(("suite",), lambda: load_tasks(config.suite))
-    objective = tasks and problems.catch(
-        ("objective",), lambda: make_objective(config.objective, tasks.scored)
-    )
-    base = checkpoints[BASE]
-    layout = problems.catch(("models", "base"), lambda: layout_of(base.names())) if base else None
-    if method is None or base is None or layout is None:
-        raise problems.as_error(config)
-    out_dtype = config.merge.out_dtype or _dtype_name(base)
-    template = _template(config, method, out_dtype)
-    space = problems.catch(
-        ("space",),
-        lambda: build_space(
-            config.space,
-            config.merge.parameters,
-            method.params,
-            list(config.models.parents),
-            layout,
-            base.names(),
-        ),
-    )
-    if space is not None:
-        problems.catch(("proposer",), lambda: _proposer(config, space))
-    opened = {name: reader for name, reader in checkpoints.items() if reader is not None}
-    if space is not None and len(opened) == len(models):
-        recipe = decode(space, Genome(space.initial), template)
-        sources = {str(models[name]): reader for name, reader in opened.items()}
-        problems.catch(("models",), lambda: make_plan(recipe, sources, layout))
-    if problems.lines or tasks is None or objective is None or space is None:
-        raise problems.as_error(config)
-    folders = {name: locate(ref) for name, ref in models.items()}
+        problems.lines += _parameter_problems(config, method.params)
+    return method
+
+
+def _open_models(config: SearchConfig, problems: "_Problems") -> _Models | None:
+    refs = {BASE: config.models.base, **config.models.parents}
+    opened = {name: problems.catch(_model_field(name), _open, ref) for name, ref in refs.items()}
+    readers = {name: reader for name, reader in opened.items() if reader is not None}
+    base = opened[BASE]
+    if base is None:
+        return None
+    layout = problems.catch(_model_field(BASE), layout_of, base.names())
+    stored = problems.catch(_model_field(BASE), _stored_dtype, base)
+    if layout is None or stored is None:
+        return None
+    return _Models(refs, readers, layout, config.merge.out_dtype or stored)
+
+
+def _load_scoring(
+    config: SearchConfig, problems: "_Problems"
+) -> tuple[TaskSuite, Objective] | None:
+    tasks = problems.catch(("suite",), load_tasks, config.suite)
+    if tasks is None:
+        return None
+    objective = problems.catch(("objective",), make_objective, config.objective, tasks.scored)
+    return None if objective is None else (tasks, objective)
+
+
+def _lay_out_recipes(
+    config: SearchConfig, method: Method, models: _Models, problems: "_Problems"
+) -> tuple[Space, RecipeTemplate] | None:
+    """Build what varies between the recipes of a search, and what does not; try both."""
+    space = problems.catch(("space",), _build_space, config, method, models)
+    if space is None:
+        return None
+    template = _template(config, method, models.out_dtype)
+    problems.catch(("proposer",), _proposer, config, space)
+    if len(models.readers) == len(models.refs):
+        problems.catch(("models",), _plan_first, space, template, models)
+    return space, template
+
+
+def _complete(
+    config: SearchConfig,
+    models: _Models,
+    space: Space,
+    template: RecipeTemplate,
+    tasks: TaskSuite,
+    objective: Objective,
+) -> Setup:
+    folders = {name: locate(ref) for name, ref in models.refs.items()}
     return Setup(
         config=config,
         folders=folders,
         fingerprints={name: fingerprint(folder) for name, folder in folders.items()},
-        layout=layout,
-        out_dtype=out_dtype,
-        num_bytes=sum(reader.total_bytes for reader in opened.values()),
+        layout=models.layout,
+        out_dtype=models.out_dtype,
+        num_bytes=sum(reader.total_bytes for reader in models.readers.values()),
         space=space,
         template=template,
         tasks=tasks,
         objective=objective,
     )
+
+
+def _build_space(config: SearchConfig, method: Method, models: _Models) -> Space:
+    return build_space(
+        config.space,
+        config.merge.parameters,
+        method.params,
+        list(config.models.parents),
+        models.layout,
+        models.readers[BASE].names(),
+    )
+
+
+def _plan_first(space: Space, template: RecipeTemplate, models: _Models) -> None:
+    """Plan the merge where the search begins, which checks the shapes of all models."""
+    recipe = decode(space, Genome(space.initial), template)
+    sources = {str(models.refs[name]): reader for name, reader in models.readers.items()}
+    make_plan(recipe, sources, models.layout)
 
 
 def _proposer(config: SearchConfig, space: Space) -> AbstractProposer:
@@ -160,10 +227,16 @@ class _Problems:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def catch(self, field: tuple[str, ...], step: Callable[[], Found]) -> Found | None:
+    def catch(
+        self,
+        field: tuple[str, ...],
+        step: Callable[Inputs, Found],
+        *args: Inputs.args,
+        **kwargs: Inputs.kwargs,
+    ) -> Found | None:
         """Run a step; on an error of the user's, note it under the config's field and go on."""
         try:
-            return step()
+            return step(*args, **kwargs)
         except EvoMergeError as error:
             self.lines += [
                 line if begins_with_field(line) else f"{dotted(field)}: {line}"
@@ -183,13 +256,8 @@ def _model_field(name: str) -> tuple[str, ...]:
     return ("models", "base") if name == BASE else ("models", "parents", name)
 
 
-def _dtype_name(base: LazyCheckpoint) -> DtypeName:
-    name = str(base.main_dtype).removeprefix("torch.")
-    if name not in ("float32", "float16", "bfloat16"):
-        raise MergeError(
-            f"{base.label}: is stored in {name}. Set merge.out_dtype to float32 or bfloat16."
-        )
-    return name  # type: ignore[return-value]
+def _stored_dtype(base: LazyCheckpoint) -> DtypeName:
+    return _FLOATS[base.main_dtype]
 
 
 def _template(config: SearchConfig, method: Method, out_dtype: DtypeName) -> RecipeTemplate:

@@ -1,7 +1,8 @@
-"""The Optuna study as the only durable truth: our records as Optuna trials, readable by Optuna's tools.
+"""The Optuna study as the only durable truth: our records as Optuna trials, for Optuna's tools too.
 
-A trial is written with all its parameters in one transaction (as WAITING), its result before its state changes, and
-nothing is told to the proposer before it is stored. The driver is the only writer.
+A trial is written with all its parameters in one transaction (as WAITING), its result before its
+state changes, and nothing is told to the proposer before it is stored. The driver is the only
+writer.
 """
 
 import json
@@ -22,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from evomerge.config.recipe import Recipe
-from evomerge.config.search import StudyConfig
+from evomerge.config.search import StudyConfig, journal_of
 from evomerge.errors import StudyError
 from evomerge.registry import did_you_mean
 from evomerge.space.knobs import Knob
@@ -61,7 +62,10 @@ class StudyStorage:
             self._trial_ids[trial.number] = trial._trial_id
 
     def attribute(self, key: str) -> Any:
-        """Return an attribute of the study (`evomerge.` is put before the key), None when it is not set."""
+        """Return an attribute of the study, None when it is not set.
+
+        Its name in Optuna is the key with `evomerge.` before it.
+        """
         attributes = self._guard(lambda: self._storage.get_study_user_attrs(self._id))
         return attributes.get(f"evomerge.{key}")
 
@@ -95,7 +99,7 @@ class StudyStorage:
         self._set_state(number, TrialState.RUNNING, None)
 
     def finish(self, number: int, result: TrialResult) -> None:
-        """Store what came of a running trial, then close it. A trial that is closed already is left alone."""
+        """Store what came of a running trial, then close it, unless it is closed already."""
         self._guard(
             lambda: self._storage.set_trial_user_attr(
                 self._trial_ids[number], RESULT, result.to_json()
@@ -104,7 +108,7 @@ class StudyStorage:
         self.close_recorded(number, result)
 
     def close_recorded(self, number: int, result: TrialResult) -> None:
-        """Close a trial whose result is stored already; finishes what a killed driver left half done."""
+        """Close a trial whose result is stored; finishes what a killed driver left half done."""
         values = None if result.fitness is None else [result.fitness]
         self._set_state(number, _OPTUNA_STATES[result.state], values)
 
@@ -172,14 +176,7 @@ def open_storage(config: StudyConfig, create: bool) -> StudyStorage:
     Raises:
         StudyError: It cannot be opened, or holds no such study.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces new studies on stderr
-    journal = config.journal
-    where = str(journal or config.storage)
-    if journal is None:
-        return StudyStorage(_database(str(config.storage)), config.name, where, create)
-    if not create and not journal.exists():
-        raise StudyError(f"study {config.name!r}: there is no journal at {where}. Start it first.")
-    return StudyStorage(_journal(journal, where), config.name, where, create)
+    return _open_at(config.name, config.journal or str(config.storage), create)
 
 
 def open_named(name: str, location: str) -> StudyStorage:
@@ -188,14 +185,14 @@ def open_named(name: str, location: str) -> StudyStorage:
     Raises:
         StudyError: There is no such storage or study.
     """
-    config = StudyConfig.model_construct(name=name, folder=".", storage=location)
-    return open_storage(config, create=False)
+    return _open_at(name, journal_of(location) or location, create=False)
 
 
 def mend_journal(path: Path) -> None:
-    """Cut a torn last line off a journal and remove a lock file left by a killed driver. Call it under the study's lock.
+    """Cut a torn last line off a journal and remove a lock file left by a killed driver.
 
-    A line that was being written when the power or the disk went away would swallow the next one.
+    Call it under the study's lock. A line that was being written when the power or the disk went
+    away would swallow the next one.
     """
     path.with_name(path.name + ".lock").unlink(missing_ok=True)
     if not path.exists():
@@ -216,16 +213,25 @@ def distribution_of(knob: Knob) -> BaseDistribution:
     return FloatDistribution(knob.low, knob.high, log=knob.scale == "log")
 
 
-def _journal(path: Path, where: str) -> BaseStorage:
+def _open_at(name: str, place: Path | str, create: bool) -> StudyStorage:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces new studies on stderr
+    if isinstance(place, str):
+        return StudyStorage(_database(place), name, place, create)
+    if not create and not place.exists():
+        raise StudyError(f"study {name!r}: there is no journal at {place}. Start it first.")
+    return StudyStorage(_journal(place), name, str(place), create)
+
+
+def _journal(path: Path) -> BaseStorage:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(path)))
     except OSError as error:
         raise StudyError(
-            f"study.storage: {where} cannot be written ({error.strerror}). Choose another folder."
+            f"study.storage: {path} cannot be written ({error.strerror}). Choose another folder."
         ) from None
     except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
-        raise StudyError(f"study.storage: {where} is not an Optuna journal.") from None
+        raise StudyError(f"study.storage: {path} is not an Optuna journal.") from None
 
 
 def _database(url: str) -> BaseStorage:

@@ -1,4 +1,7 @@
-"""Where a study stands, as plain data: what `evomerge status --json` prints and what progress is drawn from."""
+"""Where a study stands, as plain data.
+
+It is what `evomerge status --json` prints and what progress is drawn from.
+"""
 
 from typing import Any
 
@@ -18,8 +21,9 @@ def summarise(name: str, state: str, ledger: Ledger, confirm: Any) -> dict[str, 
         confirm: Scores on the confirm items, None until they were taken.
 
     Returns:
-        Plain data: `study`, `state`, `trials` (per state; baselines included), `best`, `baselines`, `confirm`,
-        `verdict` (None: winners are not tested yet), `examples_scored`, `seconds`.
+        Plain data: `study`, `state`, `trials` (per state; baselines included), `evaluations`,
+        `best`, `baselines`, `confirm`, `verdict` (None: winners are not tested yet),
+        `examples_scored`, `seconds`, `last_error`.
     """
     records = ledger.records
     best = ledger.best
@@ -42,7 +46,7 @@ def summarise(name: str, state: str, ledger: Ledger, confirm: Any) -> dict[str, 
 
 
 def scores_of(record: TrialRecord) -> dict[str, Any]:
-    """Return a trial's objective and task scores as plain data; None and empty while there is no result."""
+    """Return a trial's objective and task scores as plain data; None and empty before a result."""
     result = record.result
     return {
         "objective": result.fitness if result else None,

@@ -1,4 +1,4 @@
-"""StudyView: a study for reading. Trials, items and baselines as pandas frames; nothing is written."""
+"""StudyView: a study for reading, as pandas frames of trials, items, baselines. Writes nothing."""
 
 import fcntl
 import os
@@ -51,7 +51,10 @@ class StudyView:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """One row per trial: number, state, baseline, objective, a column per task and per knob, cost, worker, error."""
+        """One row per trial.
+
+        Its number, state, baseline, objective, a column per task and per knob, cost, worker, error.
+        """
         return pd.DataFrame([_row(record) for record in self.ledger.records]).set_index("trial")
 
     @property

@@ -55,8 +55,9 @@ class Outcome:
 
     Attributes:
         job: The job.
-        kind: `done`; `invalid` (the recipe is not a merge of these models); `failed` (merging or scoring raised: the
-            candidate's fault); `lost` (the worker died: not the candidate's fault).
+        kind: `done`; `invalid` (the recipe is not a merge of these models); `failed` (merging or
+            scoring raised: the candidate's fault); `lost` (the worker died: not the candidate's
+            fault).
         worker: Which worker.
         result: Results per item, for `done` only.
         digest: Digest of the weights that were scored, for `done` only.

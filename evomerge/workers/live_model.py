@@ -31,7 +31,7 @@ def load_live_model(
     logging.disable_progress_bar()
     extra = {"attn_implementation": attention} if attention else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, **extra
         )
     except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:

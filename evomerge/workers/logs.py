@@ -17,7 +17,7 @@ class _WithTrial(logging.Filter):
 
 
 def open_log(folder: str | Path, name: str) -> logging.Handler:
-    """Write what evomerge logs in this process to `folder/name.log`, and what other libraries warn of.
+    """Write to `folder/name.log` what evomerge logs in this process, and others' warnings.
 
     Returns:
         The handler, for `close_log`.

@@ -2,13 +2,15 @@
 
 from abc import ABC, abstractmethod
 
+from typing_extensions import override
+
 from evomerge.evaluate.evaluator import SuiteFacts
 from evomerge.workers.job import Job, Outcome, WorkerSettings
 from evomerge.workers.worker import Worker
 
 
 class AbstractPool(ABC):
-    """A set of workers. Every job that is submitted comes back once: done, invalid, failed, or lost."""
+    """A set of workers. Every job submitted comes back once: done, invalid, failed, or lost."""
 
     @abstractmethod
     def facts(self) -> SuiteFacts:
@@ -28,7 +30,10 @@ class AbstractPool(ABC):
 
     @abstractmethod
     def collect(self, timeout_s: float) -> list[Outcome]:
-        """Return outcomes that have come; waits up to `timeout_s` for the first. Empty when none came in time."""
+        """Return outcomes that have come; waits up to `timeout_s` for the first.
+
+        Empty when none came in time.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -44,20 +49,25 @@ class InlinePool(AbstractPool):
         self._worker = Worker(settings, self.name)
         self._job: Job | None = None
 
+    @override
     def facts(self) -> SuiteFacts:
         return self._worker.facts()
 
+    @override
     def idle(self) -> tuple[str, ...]:
         return () if self._job else (self.name,)
 
+    @override
     def submit(self, worker: str, job: Job) -> None:
         assert worker == self.name, f"no worker {worker}"
         assert self._job is None, "the inline worker is busy"
         self._job = job
 
+    @override
     def collect(self, timeout_s: float) -> list[Outcome]:
         job, self._job = self._job, None
         return [] if job is None else [self._worker.run(job)]
 
+    @override
     def close(self) -> None:
         self._worker.close()

@@ -1,7 +1,8 @@
-"""RayPool: long-lived actors on a Ray cluster, one worker each; the driver replaces the ones that die.
+"""RayPool: long-lived actors on a Ray cluster, one worker each; the ones that die are replaced.
 
-Actors never restart by themselves (`max_restarts=0`): every death is an explicit event, its job comes back as lost, and a
-new actor is made. Models are read from disk by every worker; only recipes, items and results travel.
+Actors never restart by themselves (`max_restarts=0`): every death is an explicit event, its job
+comes back as lost, and a new actor is made. Models are read from disk by every worker; only
+recipes, items and results travel.
 """
 
 import logging
@@ -9,6 +10,8 @@ import os
 import socket
 from dataclasses import dataclass
 from typing import Any
+
+from typing_extensions import override
 
 from evomerge.config.search import WorkersConfig
 from evomerge.errors import EvoMergeError, MissingDependencyError, WorkerError
@@ -23,8 +26,7 @@ START_ATTEMPTS = 3
 """Actors in a row that may die while they start before the pool gives up."""
 
 LOCAL_OBJECT_STORE_BYTES = 80_000_000
-"""Enough for jobs and results, and near the least that Ray accepts; models never pass through the object store."""
-
+"""Enough for jobs and results, and near the least Ray accepts; models never pass through it."""
 
 KNOCK_TIMEOUT_S = 10.0
 """Longest wait for an answer from the head node's address."""
@@ -79,6 +81,7 @@ class RayPool(AbstractPool):
         for _ in range(config.count):
             self._add_member()
 
+    @override
     def facts(self) -> SuiteFacts:
         while True:
             ready = next((m.facts for m in self._members.values() if m.facts is not None), None)
@@ -86,20 +89,24 @@ class RayPool(AbstractPool):
                 return ready
             self._poll(timeout_s=10.0)
 
+    @override
     def idle(self) -> tuple[str, ...]:
         self._poll(timeout_s=0.0, starting_only=True)
         return tuple(
             m.name for m in self._members.values() if m.facts is not None and m.job is None
         )
 
+    @override
     def submit(self, worker: str, job: Job) -> None:
         member = self._members[worker]
         assert member.job is None, f"worker {worker} is busy"
         member.job, member.pending = job, member.handle.run.remote(job)
 
+    @override
     def collect(self, timeout_s: float) -> list[Outcome]:
         return self._poll(timeout_s)
 
+    @override
     def close(self) -> None:
         for member in self._members.values():
             self._ray.kill(member.handle)
@@ -134,13 +141,9 @@ class RayPool(AbstractPool):
         except self._ray.exceptions.RayActorError as error:
             return self._buried(member, error)
         except self._ray.exceptions.RayTaskError as error:
-            # a job's own errors come back in its outcome: this is a worker that could not be prepared
-            cause = (
-                error.cause
-                if isinstance(error.cause, EvoMergeError)
-                else WorkerError(one_line(error))
-            )
-            raise cause from None
+            # a job's own errors come back in its outcome: this worker could not be prepared
+            ours = isinstance(error.cause, EvoMergeError)
+            raise (error.cause if ours else WorkerError(one_line(error))) from None
         self._deaths_in_a_row = 0
         if member.facts is None:
             member.facts = value
@@ -218,7 +221,8 @@ def _check_size(resources: dict[str, float], config: WorkersConfig) -> None:
         if each > resources.get(kind, 0.0):
             raise WorkerError(
                 f"workers: one worker needs {each:g} {kind}, the cluster at {config.address!r} has "
-                f"{resources.get(kind, 0.0):g}. Lower workers.{kind.lower()}s or join a larger cluster."
+                f"{resources.get(kind, 0.0):g}. Lower workers.{kind.lower()}s or join a larger "
+                "cluster."
             )
 
 

@@ -1,10 +1,14 @@
-"""Worker: holds the sources and one live model; merges a recipe into it and scores it. Plain Python, no Ray."""
+"""Worker: holds the sources and one live model; merges a recipe into it and scores it.
+
+Plain Python, no Ray.
+"""
 
 import logging
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -17,8 +21,8 @@ from evomerge.evaluate.evaluator import SuiteFacts
 from evomerge.evaluate.harness import Harness
 from evomerge.evaluate.tasks import load_tasks
 from evomerge.kernels.statistics import StatisticsCache
-from evomerge.merge.plan import make_plan
-from evomerge.merge.sinks import write_live
+from evomerge.merging.plan import make_plan
+from evomerge.merging.sinks import write_live
 from evomerge.workers.job import Job, Outcome, WorkerSettings
 from evomerge.workers.live_model import load_live_model, load_tokenizer
 from evomerge.workers.logs import about_trial, close_log, open_log
@@ -29,8 +33,8 @@ log = logging.getLogger(__name__)
 class Worker:
     """Prepared once, then asked for one job after another.
 
-    Sources are read by memory map; the live model is made from the base model and overwritten in place for each recipe.
-    A recipe that is live already is not merged again.
+    Sources are read by memory map; the live model is made from the base model and overwritten in
+    place for each recipe. A recipe that is live already is not merged again.
 
     Args:
         settings: What to prepare.
@@ -56,9 +60,8 @@ class Worker:
         self._model = load_live_model(base, dtype, attention, settings.device)
         tokenizer = load_tokenizer(locate(settings.tokenizer))
         self._harness = Harness(load_tasks(settings.suite), settings.suite, self._model, tokenizer)
-        self._live: tuple[str, str] | None = (
-            None  # hash of the recipe and digest of the weights in the live model
-        )
+        # hash of the recipe and digest of the weights in the live model
+        self._live: tuple[str, str] | None = None
         log.info("worker %s is ready on %s", name, os.uname().nodename)
 
     def facts(self) -> SuiteFacts:
@@ -83,8 +86,12 @@ class Worker:
             scored = time.perf_counter()
             log.info(
                 "%s chunk %d: merged in %.3f s, scored %d items in %.3f s",
-                job.chunk.role, job.chunk.index, merged - started, job.chunk.num_items, scored - merged,
-            )  # fmt: skip
+                job.chunk.role,
+                job.chunk.index,
+                merged - started,
+                job.chunk.num_items,
+                scored - merged,
+            )
             return Outcome(
                 job, "done", self.name, result, digest, merged - started, scored - merged
             )
@@ -102,16 +109,16 @@ class Worker:
             self._live = recipe.hash, write_live(plan, self._sources, self._statistics, self._model)
         return self._live[1]
 
-    def _unsuccessful(self, job: Job, kind: str, error: Exception) -> Outcome:
+    def _unsuccessful(
+        self, job: Job, kind: Literal["invalid", "failed"], error: Exception
+    ) -> Outcome:
         ours = isinstance(error, EvoMergeError)
         log.warning("%s: %s", kind, one_line(error), exc_info=None if ours else error)
-        return Outcome(
-            job, "invalid" if kind == "invalid" else "failed", self.name, error=one_line(error)
-        )
+        return Outcome(job, kind, self.name, error=one_line(error))
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error as one sentence: ours as it is, others with their type and where they were raised."""
+    """Return an error as one sentence: ours as it is, others with type and place of origin."""
     text = " ".join(str(error).split())
     if isinstance(error, EvoMergeError):
         return text

@@ -1,4 +1,4 @@
-"""Bad input ends in one clear sentence and exit code 1, writes nothing half, and costs no finished trial."""
+"""Bad input: one clear sentence, exit code 1, nothing half-written, no finished trial lost."""
 
 import re
 import shutil
@@ -138,7 +138,6 @@ BROKEN = {
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_models_are_found_before_anything_runs(world, run, case):
-
     spoil, message = BROKEN[case]
     path = changed(world, case, broken_model(world, f"model-{case}", spoil))
     code, _, err = run("search", path)
@@ -175,7 +174,7 @@ def test_a_storage_that_cannot_be_written(world, run):
 
 
 def test_a_storage_that_fails_in_mid_search_costs_no_finished_trial(world, monkeypatch):
-    """The disk fills up after some results: one sentence, and after room was made the search goes on."""
+    """The disk fills up after some results; after room was made the search goes on."""
     import errno
 
     from optuna.storages.journal import JournalFileBackend

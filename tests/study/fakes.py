@@ -1,4 +1,7 @@
-"""A pool that scores by formula instead of by model, to inject faults and timing; everything else in the tests is real."""
+"""A pool that scores by formula instead of by model, to inject faults and timing.
+
+Everything else in the tests is real.
+"""
 
 import random
 from dataclasses import dataclass, field
@@ -38,7 +41,7 @@ workers: {{pool: ray, count: {workers}}}
 
 
 class FormulaTasks:
-    """Stands for the loaded tasks: one task of 40 items in four chunks, and ten items to confirm on."""
+    """Stands for the loaded tasks: one of 40 items in four chunks, and ten items to confirm on."""
 
     scored = (ScoredTask("t", "acc,none"),)
 
@@ -112,7 +115,7 @@ class Killed(BaseException):
 
 
 def make_setup(folder, evaluations=12, mode="sync", workers=2, changes=""):
-    """A search whose models and tasks are stood for by formulas; config, space and proposer are real."""
+    """A search with formulas for models and tasks; config, space and proposer are real."""
     text = CONFIG.format(folder=folder, evaluations=evaluations, mode=mode, workers=workers)
     data, _ = parse_yaml(text + changes)
     config = make_search(data)
@@ -161,7 +164,7 @@ def run(setup, pool, interrupted=lambda: False, clock=None):
 
 
 def log_of(ledger):
-    """What a study must agree on whatever happened to it: everything but timing, workers and attempts."""
+    """What a study must agree on whatever happened to it: all but timing, workers, attempts."""
     return [
         (
             r.number,

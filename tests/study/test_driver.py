@@ -1,4 +1,7 @@
-"""The loop: what is asked, recorded and told is a function of the log, whatever workers, timing and faults do."""
+"""The loop: what is asked, recorded and told is a function of the log.
+
+It is so whatever workers, timing and faults do.
+"""
 
 import pytest
 
@@ -188,8 +191,6 @@ def test_a_baseline_that_fails_stops_the_search_with_its_reason(tmp_path):
 
 def test_the_same_recipe_is_scored_once_and_an_exhausted_space_ends_the_search(tmp_path):
     setup = make_setup(tmp_path, evaluations=500)
-    data = setup.config.model_dump(mode="json")
-    data["space"] = {"weight": {"choices": [0.0, 0.5]}}
     small = _with_choices(setup)
     pool = FormulaPool()
     ledger = run(small, pool)

@@ -28,9 +28,9 @@ def test_a_second_driver_is_refused_until_the_first_is_killed(tmp_path):
         text=True,
     )
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(StudyError, match=rf"in use by another search \(process {holder.pid} on"):
-        with study_lock(tmp_path):
-            pass
+    refusal = rf"in use by another search \(process {holder.pid} on"
+    with pytest.raises(StudyError, match=refusal), study_lock(tmp_path):
+        pass
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     with study_lock(tmp_path):
@@ -39,6 +39,6 @@ def test_a_second_driver_is_refused_until_the_first_is_killed(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StudyError, match="study.folder: .* cannot be written"):
-        with study_lock(tmp_path / "file" / "study"):
-            pass
+    refusal = r"study\.folder: .* cannot be written"
+    with pytest.raises(StudyError, match=refusal), study_lock(tmp_path / "file" / "study"):
+        pass

@@ -1,4 +1,7 @@
-"""Whole searches on real models, tasks, Optuna storage and files: the same every time, and exported bit for bit."""
+"""Whole searches on real models, tasks, Optuna storage and files.
+
+The same every time, and exported bit for bit.
+"""
 
 import json
 
@@ -122,7 +125,8 @@ def test_what_was_scored_is_what_is_exported(world, study, tmp_path, method):
         safe_open(tmp_path / "winner/model.safetensors", "pt") as one,
         safe_open(tmp_path / "again/model.safetensors", "pt") as two,
     ):
-        assert all(torch.equal(one.get_tensor(k), two.get_tensor(k)) for k in one.keys())
+        names = one.keys()
+        assert all(torch.equal(one.get_tensor(n), two.get_tensor(n)) for n in names)
     # scoring the exported model again gives the recorded numbers exactly
     scores = score_model(ModelRef(path=str(tmp_path / "winner")), view.config.suite, "search")
     assert {t: m.value for t, m in scores.chosen.items()} == {

@@ -1,0 +1,111 @@
+"""Results: what came back from the workers, as trials remember and confirmation reports it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from evomerge.errors import EvaluationError, StudyError
+from evomerge.evaluate.evaluator import TaskMetric
+from evomerge.study.records import TrialRecord, TrialResult
+from evomerge.study.schedule import Scored
+from evomerge.study.setup import Setup
+
+Metrics = Mapping[str, TaskMetric]
+"""The chosen metric of each task."""
+
+
+def result_of(setup: Setup, scored: Scored, parents: Sequence[Metrics]) -> TrialResult:
+    """Return what came of a candidate: its score and cost, or why it has no score.
+
+    Args:
+        setup: The search.
+        scored: What came back.
+        parents: Metrics of each parent on the same items, for parent-relative objectives.
+    """
+    cost = TrialResult(
+        state="failed",
+        examples=sum(len(t.ids) for chunk in scored.chunks for t in chunk.result.values()),
+        seconds_merge=round(sum(chunk.seconds_merge for chunk in scored.chunks), 6),
+        seconds_score=round(sum(chunk.seconds_score for chunk in scored.chunks), 6),
+        worker=",".join(sorted({chunk.worker for chunk in scored.chunks})),
+        attempt=scored.attempt,
+    )
+    if scored.result is None:
+        return replace(cost, state=scored.state, error=scored.error)
+    try:
+        metrics = setup.metrics_of(scored.result)
+        score = setup.score_of(metrics, parents)
+    except EvaluationError as error:
+        return replace(cost, error=str(error))
+    return replace(
+        cost,
+        state="done",
+        fitness=score.value,
+        stderr=score.stderr,
+        tasks=metrics,
+        digest=scored.chunks[0].digest,
+    )
+
+
+def retold(original: TrialRecord) -> TrialResult:
+    """Return the result of a recipe that was scored before as a duplicate's own; it cost nothing.
+
+    Args:
+        original: The earlier trial of the recipe, recorded.
+    """
+    first = original.result
+    assert first is not None, "the original is recorded before its duplicate"
+    if first.fitness is None:
+        reason = f"same recipe as trial {original.number}: {first.error}"
+        return TrialResult(first.state, error=reason, duplicate_of=original.number)
+    return TrialResult(
+        state="duplicate",
+        fitness=first.fitness,
+        stderr=first.stderr,
+        tasks=first.tasks,
+        digest=first.digest,
+        duplicate_of=original.number,
+    )
+
+
+def confirmation(
+    setup: Setup, records: Sequence[TrialRecord], scored: Mapping[int, Scored]
+) -> dict[str, dict[str, Any]]:
+    """Return the scores of the winner and the baselines on the confirm items, as plain data.
+
+    Args:
+        setup: The search.
+        records: The baselines, then the winner.
+        scored: What came back, by trial.
+
+    Raises:
+        StudyError: One of them could not be scored.
+    """
+    metrics = {record.number: _confirm_metrics(setup, scored[record.number]) for record in records}
+    parents = [metrics[record.number] for record in records if record.is_parent]
+    return {
+        record.baseline or "winner": _confirm_scores(setup, record, metrics[record.number], parents)
+        for record in records
+    }
+
+
+def _confirm_metrics(setup: Setup, scored: Scored) -> Metrics:
+    if scored.result is None:
+        raise StudyError(
+            f"trial {scored.trial} cannot be scored on the confirm items ({scored.error}). "
+            "Mend the cause and resume."
+        )
+    return setup.metrics_of(scored.result)
+
+
+def _confirm_scores(
+    setup: Setup, record: TrialRecord, metrics: Metrics, parents: Sequence[Metrics]
+) -> dict[str, Any]:
+    score = setup.score_of(metrics, parents)
+    return {
+        "trial": record.number,
+        "objective": score.value,
+        "stderr": score.stderr,
+        "tasks": {task: metric.value for task, metric in metrics.items()},
+        "num_items": sum(metric.num_items for metric in metrics.values()),
+    }

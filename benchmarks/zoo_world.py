@@ -31,7 +31,10 @@ def main() -> None:
     setup = prepare(load_search(path))
     worker = Worker(worker_settings(setup), "benchmark")
     winner = StudyView(setup.config).best
-    sweep = {weight: _mean(_score(setup, worker, _uniform(setup, weight), "search")) for weight in WEIGHTS}
+    sweep = {
+        weight: _mean(_score(setup, worker, _uniform(setup, weight), "search"))
+        for weight in WEIGHTS
+    }
     best = max(sweep, key=lambda weight: sweep[weight])
     print("uniform task arithmetic on the search items")
     print("  ".join(f"{weight:g}: {mean:.3f}" for weight, mean in sweep.items()))
@@ -46,7 +49,9 @@ def main() -> None:
 
 def _uniform(setup: Setup, weight: float) -> Recipe:
     models = setup.config.models
-    sources = tuple(Source(model=ref, parameters={"weight": weight}) for ref in models.parents.values())
+    sources = tuple(
+        Source(model=ref, parameters={"weight": weight}) for ref in models.parents.values()
+    )
     return Recipe(
         merge_method="task_arithmetic",
         base_model=models.base,
@@ -56,7 +61,9 @@ def _uniform(setup: Setup, weight: float) -> Recipe:
     )
 
 
-def _score(setup: Setup, worker: Worker, recipe: Recipe, role: ItemRole) -> Mapping[str, TaskMetric]:
+def _score(
+    setup: Setup, worker: Worker, recipe: Recipe, role: ItemRole
+) -> Mapping[str, TaskMetric]:
     outcomes = [worker.run(Job(0, recipe, chunk)) for chunk in setup.tasks.chunks(role)]
     failed = [outcome.error for outcome in outcomes if outcome.result is None]
     assert not failed, failed[0]

@@ -2,9 +2,10 @@
 
     python scripts/make_zoo.py [--out zoo]
 
-The base has begun to learn every task and can do none well; each parent was trained mostly on its own. So good merges exist,
-and a search has something honest to find: the parents' task vectors differ in size, and one weight for all is not the best.
-Models are kept while the settings stay the same; task files are written each time.
+The base has begun to learn every task; each parent was trained mostly on its own. So good merges
+exist, and a search has something honest to find: the parents' task vectors differ in size, and one
+weight for all is not the best. Models are kept while the settings stay the same; task files are
+written each time.
 """
 
 import argparse
@@ -131,7 +132,7 @@ def make_config(settings: Settings) -> LlamaConfig:
 
 
 def train(model: LlamaForCausalLM, training: Training, settings: Settings) -> list[float]:
-    """Train a model in place; the loss is that of the answers alone. Returns the loss of every step."""
+    """Train a model in place on its answers alone; returns the loss of every step."""
     rng = random.Random(training.seed)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=training.learning_rate, weight_decay=0.01, betas=(0.9, 0.98)

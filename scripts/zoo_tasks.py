@@ -1,7 +1,8 @@
 """The zoo's string tasks: what is asked, what is right, and which strings belong to whom.
 
-Each task has an alphabet of its own and a sign that opens its questions: `<abcd=` asks for the reverse, `dcba`. A string's
-role follows from its hash, so training, search, confirm and report never share one.
+Each task has an alphabet of its own and a sign that opens its questions: `<abcd=` asks for the
+reverse, `dcba`. A string's role follows from its hash, so training, search, confirm and report
+never share one.
 """
 
 import hashlib
@@ -139,7 +140,8 @@ metric_list:
 def write_tasks(out: Path, counts: ItemCounts) -> None:
     """Write lm-eval's task files to `out/tasks` and their questions to `out/data`.
 
-    lm-eval reads relative data paths from the working folder, so they are written in full; run this again after moving.
+    lm-eval reads relative data paths from the working folder, so they are written in full; run
+    this again after moving the zoo.
     """
     (out / "tasks").mkdir(parents=True, exist_ok=True)
     (out / "data").mkdir(exist_ok=True)

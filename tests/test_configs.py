@@ -20,7 +20,9 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 def llama_names(num_layers):
     """Names of a Llama's tensors."""
-    parts = [f"self_attn.{p}_proj" for p in "qkvo"] + [f"mlp.{p}_proj" for p in ("gate", "up", "down")]
+    parts = [f"self_attn.{p}_proj" for p in "qkvo"] + [
+        f"mlp.{p}_proj" for p in ("gate", "up", "down")
+    ]
     parts += ["input_layernorm", "post_attention_layernorm"]
     layers = [f"model.layers.{i}.{part}.weight" for i in range(num_layers) for part in parts]
     return ["lm_head.weight", "model.embed_tokens.weight", *layers, "model.norm.weight"]

@@ -57,6 +57,13 @@ def _facts(setup: "Setup") -> dict[str, Any]:
     }
 
 
+def _range_of(knob: dict[str, Any]) -> str:
+    if knob["kind"] == "choice":
+        return f"one of {', '.join(map(str, knob['choices']))}"
+    scale = ", log" if knob["scale"] == "log" else ""
+    return f"{knob['kind']}, {knob['low']:g} to {knob['high']:g}{scale}"
+
+
 def _print(facts: dict[str, Any]) -> None:
     click.echo(f"study {facts['study']}: {facts['method']}, written as {facts['out_dtype']}")
     click.echo(f"\nmodels ({facts['bytes'] / 2**20:,.1f} MiB to read, {facts['layers']} layers)")
@@ -64,7 +71,7 @@ def _print(facts: dict[str, Any]) -> None:
         click.echo(f"  {name:<16} {folder}")
     click.echo(f"\nknobs ({len(facts['knobs'])})")
     for knob in facts["knobs"]:
-        click.echo(f"  {knob}")
+        click.echo(f"  {knob['name']:<32} {_range_of(knob)}, starts at {knob['initial']}")
     click.echo(f"\ntasks ({facts['examples_per_evaluation']} items per evaluation)")
     for name, task in facts["tasks"].items():
         items = ", ".join(f"{number} {role}" for role, number in task["items"].items())

@@ -1,7 +1,6 @@
 """Progress of a search on stderr: one live block on a terminal, a line per generation elsewhere."""
 
 import sys
-import time
 from types import TracebackType
 from typing import Any
 
@@ -26,8 +25,6 @@ class Progress:
         self._live = (
             Live(console=self._console, auto_refresh=False) if sys.stderr.isatty() else None
         )
-        self._started = time.monotonic()
-        self._examples_before: int | None = None
         self._printed = -1
 
     def __enter__(self) -> "Progress":
@@ -47,9 +44,6 @@ class Progress:
 
     def show(self, summary: dict[str, Any]) -> None:
         """Draw a summary."""
-        if self._examples_before is None:
-            self._examples_before = summary["examples_scored"]
-            self._started = time.monotonic()
         lines = self._lines(summary)
         if self._live:
             self._live.update(Group(*map(Text, lines)), refresh=True)
@@ -85,11 +79,13 @@ class Progress:
         return f"best {best['objective']:.4f} (trial {best['trial']}: {tasks}); {parent}"
 
     def _pace_line(self, summary: dict[str, Any]) -> str:
-        elapsed = max(time.monotonic() - self._started, 1e-9)
-        scored = summary["examples_scored"] - (self._examples_before or 0)
-        return f"{scored / elapsed:,.0f} items/s, {self._left(summary, elapsed)}"
+        seconds = summary["seconds"]
+        pace = f"{summary['examples_scored'] / max(seconds, 1e-9):,.0f} items/s, {seconds:.0f} s so far"
+        if summary["state"] != "running":
+            return f"{pace}, {summary['state']}"
+        return f"{pace}{self._left(summary)}"
 
-    def _left(self, summary: dict[str, Any], elapsed: float) -> str:
+    def _left(self, summary: dict[str, Any]) -> str:
         seconds = summary["seconds"]
         open_trials = summary["trials"]["waiting"] + summary["trials"]["running"]
         shares = []
@@ -101,6 +97,5 @@ class Progress:
             shares.append(seconds / self._budget.seconds)
         share = max(shares, default=0.0)
         if share <= 0.0:
-            return f"{seconds:.0f} s so far"
-        left = max(seconds / min(share, 1.0) - seconds, 0.0)
-        return f"{seconds:.0f} s so far, about {left:.0f} s left"
+            return ""
+        return f", about {max(seconds / min(share, 1.0) - seconds, 0.0):.0f} s left"

@@ -239,6 +239,13 @@ def _check_across(config: SearchConfig) -> None:
             f"{origin.at('merge', 'tokenizer')}: no model is called "
             f"{config.merge.tokenizer!r}.{hint}"
         )
+    first: dict[str, str] = {str(config.models.base): BASE}
+    for name, ref in config.models.parents.items():
+        if first.setdefault(str(ref), name) != name:
+            place = origin.at("models", "parents", name)
+            problems.append(
+                f"{place}: is the same model as {first[str(ref)]}. Name each model once."
+            )
     for name, value in config.merge.parameters.items():
         for parent in value if isinstance(value, dict) else ():
             if parent not in parents:

@@ -46,7 +46,7 @@ def merge(
     folders = {str(reference): locate(reference) for reference in recipe.references()}
     sources = {name: open_checkpoint(folder, name) for name, folder in folders.items()}
     plan = make_plan(recipe, sources, layout_of(sources[str(recipe.donor)].names()))
-    write_beside = partial(_write_beside, plan, folders, _tokenizer_donor(recipe, folders))
+    write_beside = partial(_write_beside, plan, folders, tokenizer_folder(recipe, folders))
     cache = statistics or StatisticsCache()
     return write_folder(plan, sources, cache, out, write_beside, shard_bytes)
 
@@ -62,7 +62,7 @@ def _write_beside(
     write_provenance(out, plan, digest, fingerprints, sidecars)
 
 
-def _tokenizer_donor(recipe: Recipe, folders: Mapping[str, Path]) -> Path:
+def tokenizer_folder(recipe: Recipe, folders: Mapping[str, Path]) -> Path:
     """Return the folder of the model whose tokenizer goes with the merge.
 
     Raises:

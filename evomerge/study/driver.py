@@ -295,6 +295,7 @@ class Driver:
         best = self._ledger.best
         if best is None or not self._setup.tasks.chunks("confirm"):
             return
+        self._report("confirming")
         records = [*self._ledger.baselines.values(), best]
         for record in records:
             self._add_to_schedule(record, "confirm")

@@ -21,6 +21,7 @@ from evomerge.evaluate.evaluator import EvalResult, TaskMetric
 from evomerge.evaluate.scores import Objective, Score, make_objective
 from evomerge.evaluate.tasks import TaskSuite, load_tasks
 from evomerge.merging.plan import make_plan
+from evomerge.merging.run import tokenizer_folder
 from evomerge.methods import METHODS
 from evomerge.methods.method import Method
 from evomerge.propose import make_proposer
@@ -133,7 +134,7 @@ def prepare(config: SearchConfig) -> Setup:
 def _find_method(config: SearchConfig, problems: "_Problems") -> Method | None:
     method = problems.catch(("merge", "method"), METHODS.__getitem__, config.merge.method)
     if method is not None:
-        problems.lines += _parameter_problems(config, method.params)
+        problems.lines += parameter_problems(config, method.params)
     return method
 
 
@@ -168,7 +169,7 @@ def _lay_out_recipes(
     space = problems.catch(("space",), _build_space, config, method, models)
     if space is None:
         return None
-    template = _template(config, method, models.out_dtype)
+    template = make_template(config, method, models.out_dtype)
     problems.catch(("proposer",), _proposer, config, space)
     if len(models.readers) == len(models.refs):
         problems.catch(("models",), _plan_first, space, template, models)
@@ -210,10 +211,11 @@ def _build_space(config: SearchConfig, method: Method, models: _Models) -> Space
 
 
 def _plan_first(space: Space, template: RecipeTemplate, models: _Models) -> None:
-    """Plan the merge where the search begins, which checks the shapes of all models."""
+    """Plan the merge where the search begins, which checks that all models go together."""
     recipe = decode(space, Genome(space.initial), template)
     sources = {str(models.refs[name]): reader for name, reader in models.readers.items()}
     make_plan(recipe, sources, models.layout)
+    tokenizer_folder(recipe, {str(ref): locate(ref) for ref in models.refs.values()})
 
 
 def _proposer(config: SearchConfig, space: Space) -> AbstractProposer:
@@ -260,7 +262,8 @@ def _stored_dtype(base: LazyCheckpoint) -> DtypeName:
     return _FLOATS[base.main_dtype]
 
 
-def _template(config: SearchConfig, method: Method, out_dtype: DtypeName) -> RecipeTemplate:
+def make_template(config: SearchConfig, method: Method, out_dtype: DtypeName) -> RecipeTemplate:
+    """Return what all recipes of a search have in common."""
     shared = {n: v for n, v in config.merge.parameters.items() if not isinstance(v, dict)}
     own = {n: v for n, v in config.merge.parameters.items() if isinstance(v, dict)}
     parents = tuple(config.models.parents.items())
@@ -280,7 +283,8 @@ def _template(config: SearchConfig, method: Method, out_dtype: DtypeName) -> Rec
     )
 
 
-def _parameter_problems(config: SearchConfig, params: tuple[Param, ...]) -> list[str]:
+def parameter_problems(config: SearchConfig, params: tuple[Param, ...]) -> list[str]:
+    """Return a line for each fixed parameter that the method does not take as it is written."""
     known = {param.name: param for param in params}
     problems = []
     for name, value in config.merge.parameters.items():

@@ -16,7 +16,7 @@ def summarise(name: str, state: str, ledger: Ledger, confirm: Any) -> dict[str, 
 
     Args:
         name: The study's name.
-        state: `running`, `interrupted`, `killed`, `done`, `exhausted`.
+        state: `running`, `interrupted`, `stopped`, `done`, `exhausted`.
         ledger: Its trials.
         confirm: Scores on the confirm items, None until they were taken.
 

@@ -106,7 +106,7 @@ class StudyView:
     def _state(self) -> str:
         state = self._storage.attribute("state") or "running"
         return (
-            "killed"
+            "stopped"
             if state == "running" and not _is_locked(Path(self.config.study.folder))
             else state
         )

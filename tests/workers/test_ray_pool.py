@@ -58,7 +58,7 @@ def test_a_driver_killed_in_mid_search_is_resumed_without_loss_or_repeat(world, 
     finished = [entry for entry in before if entry[1] == "done"]
     assert len(finished) >= 4
     assert len(finished) < 12, "the kill came in the middle"
-    assert status_of(config)["state"] == "killed"
+    assert status_of(config)["state"] == "stopped"
     stored = num_stored(config)
     run = evomerge("resume", config)
     assert run.returncode == 0, run.stderr

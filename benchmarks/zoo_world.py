@@ -1,10 +1,10 @@
-"""Is the zoo a fair little world? Base, parents, the best uniform merge and the search's winner on the report items.
+"""Is the zoo a fair little world? Base, parents, the best uniform merge and the winner, compared.
 
     python -m benchmarks.zoo_world
 
-Needs a finished study of the config (default: configs/quickstart.yaml). The one weight of the uniform
-task-arithmetic merge is chosen as a user would, on the search items; everything is compared on the report items,
-which neither it nor the search has seen.
+Needs a finished study of the config (default: configs/quickstart.yaml). The one weight of the
+uniform task-arithmetic merge is chosen as a user would, on the search items; everything is compared
+on the report items, which neither it nor the search has seen.
 """
 
 import sys

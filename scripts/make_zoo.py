@@ -1,4 +1,4 @@
-"""Makes the zoo: a tiny base model and three parents fine-tuned from it, with lm-eval tasks. About a minute and a half.
+"""Makes the zoo: a tiny base model and three parents fine-tuned from it, with lm-eval tasks.
 
     python scripts/make_zoo.py [--out zoo]
 

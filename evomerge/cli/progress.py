@@ -80,10 +80,11 @@ class Progress:
 
     def _pace_line(self, summary: dict[str, Any]) -> str:
         seconds = summary["seconds"]
-        pace = f"{summary['examples_scored'] / max(seconds, 1e-9):,.0f} items/s, {seconds:.0f} s so far"
+        pace = summary["examples_scored"] / max(seconds, 1e-9)
+        text = f"{pace:,.0f} items/s, {seconds:.0f} s so far"
         if summary["state"] != "running":
-            return f"{pace}, {summary['state']}"
-        return f"{pace}{self._left(summary)}"
+            return f"{text}, {summary['state']}"
+        return f"{text}{self._left(summary)}"
 
     def _left(self, summary: dict[str, Any]) -> str:
         seconds = summary["seconds"]

@@ -13,17 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from evomerge.config.search import SearchConfig
     from evomerge.study.view import StudyView
 
 __version__ = "0.1.0"
 __all__ = ["load_study", "merge", "search"]
 
 
-def search(config: str | Path | dict[str, Any], *, resume: bool = False) -> "StudyView":
+def search(
+    config: "str | Path | dict[str, Any] | SearchConfig", *, resume: bool = False
+) -> "StudyView":
     """Run a search to the end of its budget, or go on with one.
 
     Args:
-        config: YAML file, or the same settings as a dict (relative paths are then read from here).
+        config: YAML file, the same settings as a dict (relative paths are then read from here), or
+            a config that was loaded already.
         resume: Go on with a study that exists; a new study otherwise.
 
     Returns:
@@ -32,11 +36,14 @@ def search(config: str | Path | dict[str, Any], *, resume: bool = False) -> "Stu
     Raises:
         EvoMergeError: One sentence; see `evomerge.errors`.
     """
-    from evomerge.config.search import load_search, make_search
+    from evomerge.config.search import SearchConfig, load_search, make_search
     from evomerge.study.run import run_search
     from evomerge.study.view import StudyView
 
-    loaded = make_search(config) if isinstance(config, dict) else load_search(config)
+    if isinstance(config, SearchConfig):
+        loaded = config
+    else:
+        loaded = make_search(config) if isinstance(config, dict) else load_search(config)
     run_search(loaded, resume=resume)
     return StudyView(loaded)
 

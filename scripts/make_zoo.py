@@ -22,7 +22,17 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
-from zoo_tasks import PARENTS, SIGNS, ItemCounts, answer, draw, question, write_tasks
+from zoo_tasks import (
+    ALPHABETS,
+    PARENTS,
+    ROLE_PERCENTILES,
+    SIGNS,
+    ItemCounts,
+    answer,
+    draw,
+    question,
+    write_tasks,
+)
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz" + "".join(SIGNS.values()) + "=\n "
@@ -66,8 +76,10 @@ class Settings:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the settings, as hexadecimal."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the settings and of what is asked, as hexadecimal."""
+        asked = (ALPHABETS, SIGNS, ROLE_PERCENTILES)
+        text = json.dumps([asdict(self), asked], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def main() -> None:
@@ -87,13 +99,20 @@ def main() -> None:
 def is_made(out: Path, settings: Settings) -> bool:
     """Whether the folder holds the models of these settings, whole."""
     try:
-        return json.loads((out / "zoo.json").read_text())["digest"] == settings.digest
+        digest = json.loads((out / "zoo.json").read_text())["digest"]
     except (OSError, ValueError, KeyError):
         return False
+    models = ("base", *settings.parents)
+    return digest == settings.digest and all((out / m / "config.json").is_file() for m in models)
 
 
 def make_models(out: Path, settings: Settings) -> None:
     """Train the models into a folder beside `out`, and move it there when all are whole."""
+    if out.exists() and not (out / "zoo.json").is_file():
+        raise SystemExit(
+            f"{out} is there and is no zoo (it has no zoo.json). Give --out a new folder; "
+            "a zoo replaces the folder it is made in."
+        )
     torch.set_num_threads(1)  # models this small gain nothing from a second thread
     logging.disable_progress_bar()
     partial = out.with_name(f".{out.name}.partial")

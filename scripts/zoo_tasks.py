@@ -1,8 +1,8 @@
 """The zoo's string tasks: what is asked, what is right, and which strings belong to whom.
 
 Each task has an alphabet of its own and a sign that opens its questions: `<abcd=` asks for the
-reverse, `dcba`. A string's role follows from its hash, so training, search, confirm and report
-never share one.
+reverse, `dcba`. The role of a question follows from its hash, so training, search, confirm and
+report never share one (a string may be copied in training and asked in another task later).
 """
 
 import hashlib
@@ -79,14 +79,15 @@ def draw_items(task: str, role: str, count: int, lengths: tuple[int, ...]) -> li
 def choices_of(task: str, string: str) -> tuple[list[str], int]:
     """Return four different answers in a fixed random order, and where the right one is.
 
-    The wrong ones are near misses: two letters swapped, the last one missing, one letter doubled.
+    The wrong ones are near misses: two letters swapped, one letter missing, one letter doubled.
+    None of them begins the right answer: a part of a text is always likelier than the whole of it.
     """
     right = answer(task, string)
     rng = random.Random(f"choices:{task}:{string}")
     options = [right]
     for spoil in (_swapped, _shortened, _doubled):
         wrong = spoil(right, rng)
-        while wrong in options:
+        while wrong in options or right.startswith(wrong):
             wrong = wrong[:-1] + rng.choice(ALPHABETS[task])
         options.append(wrong)
     rng.shuffle(options)
@@ -99,7 +100,8 @@ def _swapped(text: str, rng: random.Random) -> str:
 
 
 def _shortened(text: str, rng: random.Random) -> str:
-    return text[:-1]
+    i = rng.randrange(len(text) - 1)
+    return text[:i] + text[i + 1 :]
 
 
 def _doubled(text: str, rng: random.Random) -> str:

@@ -75,6 +75,11 @@ def _print(exported: "list[Exported]", as_json: bool) -> None:
         )
         return
     for e in exported:
-        click.echo(f"trial {e.trial} (objective {e.objective:.4f}): {e.recipe_path}")
+        click.echo(f"trial {e.trial} (objective {e.objective:.4f}): {_short(e.recipe_path)}")
         if e.weights_path:
-            click.echo(f"  weights, equal to the scored ones: {e.weights_path}")
+            click.echo(f"  weights, equal to the scored ones: {_short(e.weights_path)}")
+
+
+def _short(path: Path) -> Path:
+    """Return a path from here where it lies below here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

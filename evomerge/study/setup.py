@@ -278,7 +278,8 @@ def make_template(config: SearchConfig, method: Method, out_dtype: DtypeName) ->
         shared=shared,
         per_model=own,
         out_dtype=out_dtype,
-        tokenizer_source=str(config.tokenizer_model),
+        # None is the recipe's base: its files are then copied as they are
+        tokenizer_source=None if config.tokenizer_model == base else str(config.tokenizer_model),
         mask_seed=mask_seed if method.random_masks else 0,
     )
 

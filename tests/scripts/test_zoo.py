@@ -49,6 +49,18 @@ def test_choices_are_four_and_one_is_right():
     assert lengths == {-1, 0, 1}, "lengths differ, so that acc_norm is not acc"
 
 
+@pytest.mark.parametrize("task", zoo_tasks.PARENTS)
+def test_no_wrong_choice_begins_the_right_one(task):
+    """A part of an answer is always likelier than the whole: `acc` would be 0 for every model."""
+    for string in [
+        *zoo_tasks.draw_items(task, "search", 300, (4, 5, 6)),
+        zoo_tasks.ALPHABETS[task][0] * 4,
+    ]:
+        options, label = zoo_tasks.choices_of(task, string)
+        assert len(set(options)) == 4
+        assert [o for o in options if options[label].startswith(o)] == [options[label]]
+
+
 def test_batches_ask_what_the_tasks_ask(tmp_path):
     """What a model is trained on is, token for token, what lm-eval shows it and wants from it."""
     import random
@@ -106,6 +118,23 @@ def test_models_are_kept_while_the_settings_stay_and_a_half_made_zoo_is_none(tmp
     base, sort = (AutoModelForCausalLM.from_pretrained(out / n) for n in ("base", "sort"))
     assert not torch.equal(base.model.embed_tokens.weight, sort.model.embed_tokens.weight)
     assert AutoTokenizer.from_pretrained(out / "sort")("<ab=")["input_ids"][0] == 1
+
+
+def test_a_folder_that_is_no_zoo_is_not_replaced(tmp_path):
+    (tmp_path / "thesis.txt").write_text("ten years of work")
+    with pytest.raises(SystemExit, match="is no zoo"):
+        make_zoo.make_models(tmp_path, make_zoo.Settings())
+    assert (tmp_path / "thesis.txt").read_text() == "ten years of work"
+
+
+def test_a_zoo_that_lost_a_model_is_not_whole(tmp_path):
+    settings = make_zoo.Settings()
+    (tmp_path / "zoo.json").write_text(json.dumps({"digest": settings.digest}))
+    for name in ("base", *settings.parents):
+        assert not make_zoo.is_made(tmp_path, settings)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    assert make_zoo.is_made(tmp_path, settings)
 
 
 def interrupted(model, folder):

@@ -42,6 +42,10 @@ class Progress:
         if self._live:
             self._live.stop()
 
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self._console.print(text, highlight=False)
+
     def show(self, summary: dict[str, Any]) -> None:
         """Draw a summary."""
         lines = self._lines(summary)

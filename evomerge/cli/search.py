@@ -1,7 +1,7 @@
 """`evomerge search CONFIG`: run a search."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -42,7 +42,7 @@ def run_and_report(config: "SearchConfig", *, resume: bool, again: str) -> None:
     from evomerge.study.view import StudyView
 
     try:
-        with _interruption() as stop, Progress(config) as progress:
+        with Progress(config) as progress, _interruption(progress.say) as stop:
             run_search(config, resume=resume, observe=progress.show, interrupted=stop.asked)
     except InterruptedStudy as error:
         raise InterruptedStudy(f"{error} Go on with: {again}") from None
@@ -52,8 +52,9 @@ def run_and_report(config: "SearchConfig", *, resume: bool, again: str) -> None:
 class _Stop:
     """Whether Ctrl-C was pressed."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
         self._asked = False
+        self._say = say
 
     def asked(self) -> bool:
         """Return whether the user wants to stop."""
@@ -64,12 +65,12 @@ class _Stop:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
-        click.echo("stopping after the chunk at hand; press Ctrl-C again to stop at once", err=True)
+        self._say("stopping after the chunk at hand; press Ctrl-C again to stop at once")
 
 
 @contextmanager
-def _interruption() -> Iterator[_Stop]:
-    stop = _Stop()
+def _interruption(say: Callable[[str], None]) -> Iterator[_Stop]:
+    stop = _Stop(say)
     before = {s: signal.signal(s, stop.ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from evomerge.cli.options import config_of, json_option, print_json, study_argument
+from evomerge.cli.options import config_of, json_option, print_json, settings_option, study_argument
 
 if TYPE_CHECKING:
     from evomerge.study.export import Exported
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Write the merged model to this folder (with --top: one folder per trial inside it).",
 )
+@settings_option
 @json_option
 def export(
     study: str,
@@ -33,6 +34,7 @@ def export(
     top: int | None,
     out: Path | None,
     weights: Path | None,
+    settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Write the winner as a YAML that mergekit replays, and with --weights as a model.
@@ -45,7 +47,7 @@ def export(
     from evomerge.study.export import export_trial
     from evomerge.study.view import StudyView
 
-    view = StudyView(config_of(study, storage))
+    view = StudyView(config_of(study, storage, settings))
     if top is not None:
         records = view.ledger.ranked()[:top] or [view.best]
     else:

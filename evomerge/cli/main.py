@@ -51,6 +51,9 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
+    except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
+        sys.stdout = None
+        sys.exit(1)
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)
         sys.exit(3)

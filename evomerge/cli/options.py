@@ -1,6 +1,7 @@
 """Options that several commands share, and how a study is named on the command line."""
 
 import json
+import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -42,10 +43,16 @@ def study_argument(function: Function) -> Function:
 
 def config_of(study: str, storage: str | None, settings: tuple[str, ...] = ()) -> "SearchConfig":
     """Return the config behind CONFIG, or behind STUDY in a storage."""
-    from evomerge.config.search import load_search
-    from evomerge.study.run import stored_config
+    from evomerge.study.run import find_config
 
-    return load_search(study, settings) if storage is None else stored_config(study, storage)
+    return find_config(study, storage, settings)
+
+
+def command_line(command: str, study: str, storage: str | None, settings: tuple[str, ...]) -> str:
+    """Return a command about a study as it would be typed."""
+    place = ["--storage", storage] if storage else []
+    changes = [part for setting in settings for part in ("--set", setting)]
+    return shlex.join(["evomerge", command, study, *place, *changes])
 
 
 def print_json(data: Any) -> None:

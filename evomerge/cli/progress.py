@@ -44,7 +44,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self._console.print(text, highlight=False)
+        self._console.print(text, markup=False, highlight=False)
 
     def show(self, summary: dict[str, Any]) -> None:
         """Draw a summary."""
@@ -58,7 +58,8 @@ class Progress:
             or summary["state"] != "running"
         ):
             self._printed = finished
-            self._console.print(" | ".join(lines), highlight=False, soft_wrap=True)
+            line = " | ".join(lines)
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _lines(self, summary: dict[str, Any]) -> list[str]:
         trials = summary["trials"]

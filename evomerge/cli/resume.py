@@ -1,10 +1,8 @@
 """`evomerge resume CONFIG|STUDY`: go on with a search."""
 
-import shlex
-
 import click
 
-from evomerge.cli.options import config_of, settings_option, study_argument
+from evomerge.cli.options import command_line, config_of, settings_option, study_argument
 from evomerge.cli.search import run_and_report
 
 
@@ -18,5 +16,4 @@ def resume(study: str, storage: str | None, settings: tuple[str, ...]) -> None:
     workers and storage place may differ from what the study was started with.
     """
     config = config_of(study, storage, settings)
-    place = f" --storage {shlex.quote(storage)}" if storage else ""
-    run_and_report(config, resume=True, again=f"evomerge resume {shlex.quote(study)}{place}")
+    run_and_report(config, resume=True, again=command_line("resume", study, storage, settings))

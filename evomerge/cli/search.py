@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from evomerge.cli.options import settings_option
+from evomerge.cli.options import command_line, settings_option
 from evomerge.errors import InterruptedStudy
 
 if TYPE_CHECKING:
@@ -25,7 +25,11 @@ def search(config: str, settings: tuple[str, ...]) -> None:
     """
     from evomerge.config.search import load_search
 
-    run_and_report(load_search(config, settings), resume=False, again=f"evomerge resume {config}")
+    run_and_report(
+        load_search(config, settings),
+        resume=False,
+        again=command_line("resume", config, None, settings),
+    )
 
 
 def run_and_report(config: "SearchConfig", *, resume: bool, again: str) -> None:
@@ -54,15 +58,17 @@ class _Stop:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._asked = False
+        self._searching = False
         self._say = say
 
     def asked(self) -> bool:
-        """Return whether the user wants to stop."""
+        """Return whether the user wants to stop; the search asks between jobs."""
+        self._searching = True
         return self._asked
 
     def ask(self, signum: int, frame: object) -> None:
-        """Stop after the jobs at hand; pressed again, stop at once."""
-        if self._asked:
+        """Stop after the jobs at hand; pressed again, or during set-up, stop at once."""
+        if self._asked or not self._searching:
             raise KeyboardInterrupt
         self._asked = True
         self._say("stopping after the chunk at hand; press Ctrl-C again to stop at once")

@@ -4,17 +4,18 @@ from typing import Any
 
 import click
 
-from evomerge.cli.options import config_of, json_option, print_json, study_argument
+from evomerge.cli.options import config_of, json_option, print_json, settings_option, study_argument
 
 
 @click.command()
 @study_argument
+@settings_option
 @json_option
-def status(study: str, storage: str | None, as_json: bool) -> None:
+def status(study: str, storage: str | None, settings: tuple[str, ...], as_json: bool) -> None:
     """Print where a search stands; it may be running."""
     from evomerge.study.view import StudyView
 
-    summary = StudyView(config_of(study, storage)).summary
+    summary = StudyView(config_of(study, storage, settings)).summary
     if as_json:
         print_json(summary)
     else:

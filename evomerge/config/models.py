@@ -1,13 +1,28 @@
 """References to models (a local folder or a hub id with a revision) and the names of dtypes."""
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import model_serializer, model_validator
 
 from evomerge.config.strict import StrictModel
+from evomerge.errors import ConfigError
 
 DtypeName = Literal["float32", "float16", "bfloat16"]
+
+
+def absolute_path(text: str, folder: Path) -> Path:
+    """Return a path as a user wrote it, `~` included, read from `folder` and without links.
+
+    Raises:
+        ConfigError: No path can be made of it.
+    """
+    try:
+        return (folder / Path(text).expanduser()).resolve()
+    except (RuntimeError, ValueError) as error:  # no such user, links in a circle, a null byte
+        reason = str(error).rstrip(".")
+        raise ConfigError(f"{text!r} is not a usable path ({reason}). Name another.") from None
 
 
 class ModelRef(StrictModel):
@@ -43,9 +58,13 @@ class ModelRef(StrictModel):
 
         A path is local when it starts with `.`, `/` or `~`, or when such a folder exists; else it
         is a hub id.
+
+        Raises:
+            ConfigError: No path can be made of it.
         """
-        local = (folder / Path(self.path).expanduser()).resolve()
-        if self.path.startswith((".", "/", "~")) or local.exists():
+        local = absolute_path(self.path, folder)
+        # unlike Path.exists, os.path.exists says no to a name too long for a file
+        if self.path.startswith((".", "/", "~")) or os.path.exists(local):
             return ModelRef(path=str(local), revision=self.revision)
         return self
 

@@ -13,7 +13,7 @@ class ProposerConfig(StrictModel):
     name: str = "CMA"
     """`CMA`, `DiagonalCMA`, or an optimiser of nevergrad by its name there."""
 
-    population: int = Field(8, ge=2)
+    population: int = Field(8, ge=2, le=10_000)
     """Candidates of one generation. For CMA also the number it learns from at a time."""
 
     sigma: float = Field(0.1, gt=0.0, le=1.0)

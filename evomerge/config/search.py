@@ -1,17 +1,17 @@
 """SearchConfig: the whole run as a user writes it, and the only checks that span its sections."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from evomerge.config.models import DtypeName, ModelRef
+from evomerge.config.models import DtypeName, ModelRef, absolute_path
 from evomerge.config.objective import ObjectiveConfig
 from evomerge.config.proposer import ProposerConfig
 from evomerge.config.space import SpaceConfig
-from evomerge.config.strict import Origin, StrictModel, override, read_yaml, validate
+from evomerge.config.strict import Loc, Origin, StrictModel, override, read_yaml, validate
 from evomerge.config.suite import SuiteConfig
 from evomerge.errors import ConfigError
 from evomerge.registry import did_you_mean
@@ -179,7 +179,7 @@ def make_search(
     Relative paths are read from `folder` (default: here).
     """
     origin = origin or Origin("<config>")
-    config = _absolute(validate(SearchConfig, data, origin), folder or Path.cwd())
+    config = _absolute(validate(SearchConfig, data, origin), origin, folder or Path.cwd())
     config._origin = origin
     _check_across(config)
     return config
@@ -205,29 +205,50 @@ def place_problems(error: ConfigError, origin: Origin) -> ConfigError:
     return ConfigError("\n".join(placed))
 
 
-def _absolute(config: SearchConfig, folder: Path) -> SearchConfig:
-    study = config.study
-    storage = (
-        study.storage if study.journal is None or not study.storage else str(folder / study.storage)
-    )
-    parents = {name: ref.relative_to(folder) for name, ref in config.models.parents.items()}
-    include = tuple(
-        str((folder / Path(p).expanduser()).resolve()) for p in config.suite.include_path
-    )
+def _absolute(config: SearchConfig, origin: Origin, folder: Path) -> SearchConfig:
+    study, models = config.study, config.models
+    written: dict[Loc, str | ModelRef] = {
+        ("study", "folder"): study.folder,
+        ("models", "base"): models.base,
+        **{("models", "parents", name): ref for name, ref in models.parents.items()},
+        **{("suite", "include_path", i): text for i, text in enumerate(config.suite.include_path)},
+    }
+    if study.storage and journal_of(study.storage):
+        written["study", "storage"] = study.storage
+    placed = _all_absolute(written, origin, folder)
+    parents = {name: placed["models", "parents", name] for name in models.parents}
+    include = tuple(value for loc, value in placed.items() if loc[:2] == ("suite", "include_path"))
+    storage = placed.get(("study", "storage"), study.storage)
     return config.model_copy(
         update={
             "study": study.model_copy(
-                update={
-                    "folder": str((folder / Path(study.folder).expanduser()).resolve()),
-                    "storage": storage,
-                }
+                update={"folder": placed["study", "folder"], "storage": storage}
             ),
-            "models": config.models.model_copy(
-                update={"base": config.models.base.relative_to(folder), "parents": parents}
+            "models": models.model_copy(
+                update={"base": placed["models", "base"], "parents": parents}
             ),
             "suite": config.suite.model_copy(update={"include_path": include}),
         }
     )
+
+
+def _all_absolute(
+    written: Mapping[Loc, str | ModelRef], origin: Origin, folder: Path
+) -> dict[Loc, str | ModelRef]:
+    placed: dict[Loc, str | ModelRef] = {}
+    problems = []
+    for loc, value in written.items():
+        try:
+            placed[loc] = (
+                value.relative_to(folder)
+                if isinstance(value, ModelRef)
+                else str(absolute_path(value, folder))
+            )
+        except ConfigError as error:
+            problems.append(f"{origin.at(*loc)}: {error}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return placed
 
 
 def _check_across(config: SearchConfig) -> None:

@@ -78,6 +78,7 @@ def dotted(loc: Sequence[str | int]) -> str:
     """Return `suite.tasks[1].metric` for `("suite", "tasks", 1, "metric")`."""
     text = ""
     for part in loc:
+        part = "''" if part == "" else part
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
     return text
 
@@ -116,9 +117,13 @@ def read_yaml(path: str | Path) -> tuple[Any, Origin]:
 
 
 def parse_yaml(text: str, name: str = "<config>") -> tuple[Any, Origin]:
-    """Parse YAML text; `name` stands for the file in messages."""
-    loader = _Loader(text)
+    """Parse YAML text; `name` stands for the file in messages.
+
+    Raises:
+        ConfigError: The text is not YAML, repeats a key, or holds a value that is none of its kind.
+    """
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         lines: dict[Loc, int] = {}
         data = _build(loader, node, (), lines, name) if node is not None else None
@@ -128,10 +133,16 @@ def parse_yaml(text: str, name: str = "<config>") -> tuple[Any, Origin]:
         raise ConfigError(
             f"{place}: is not YAML ({error.problem}). Check indentation and quotes."
         ) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: is not YAML ({error}).") from None
-    finally:
-        loader.dispose()
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(
+            f"{name}:{line}: is not YAML (character {chr(error.character)!r} is not allowed). "
+            "Delete it."
+        ) from None
+    except RecursionError:
+        raise ConfigError(
+            f"{name}: is nested too deeply, or an alias stands inside what it names. Flatten it."
+        ) from None
     return data, Origin(name, lines)
 
 
@@ -141,7 +152,7 @@ def _build(loader: _Loader, node: yaml.Node, loc: Loc, lines: dict[Loc, int], na
         loader.flatten_mapping(node)
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = str(loader.construct_object(key_node, deep=True))
+            key = str(_construct(loader, key_node, loc, name))
             if key in result:
                 place = f"{name}:{key_node.start_mark.line + 1}: {dotted((*loc, key))}"
                 raise ConfigError(f"{place} is given twice. Keep one.")
@@ -150,7 +161,21 @@ def _build(loader: _Loader, node: yaml.Node, loc: Loc, lines: dict[Loc, int], na
         return result
     if isinstance(node, yaml.SequenceNode):
         return [_build(loader, child, (*loc, i), lines, name) for i, child in enumerate(node.value)]
-    return loader.construct_object(node, deep=True)
+    return _construct(loader, node, loc, name)
+
+
+def _construct(loader: _Loader, node: yaml.Node, loc: Loc, name: str) -> Any:
+    try:
+        value = loader.construct_object(node, deep=True)
+        repr(value)  # refuses a whole number of thousands of digits, however it was written
+    except (ValueError, LookupError, AttributeError):  # what PyYAML lets through
+        place = Origin(name, {loc: node.start_mark.line + 1}).at(*loc)
+        kind = node.tag.rpartition(":")[2]
+        raise ConfigError(
+            f"{place}: came {_show(node.value)}, which is not a usable {kind}. "
+            "Mend it, or put it in quotes if a text is meant."
+        ) from None
+    return value
 
 
 def override(data: Any, origin: Origin, settings: Sequence[str]) -> tuple[Any, Origin]:
@@ -198,12 +223,18 @@ def validate(model: type[Model], data: Any, origin: Origin) -> Model:
         return model.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
         problems = [
-            f"{origin.at(*_plain(e['loc']))}: {_explain(model, e)}"
+            f"{origin.at(*_place(e))}: {_explain(model, e)}"
             for e in error.errors()
             # a list whose members failed is not short
             if e["type"] != "too_short" or not e["input"]
         ]
         raise ConfigError("\n".join(dict.fromkeys(problems))) from None
+
+
+def _place(error: ErrorDetails) -> Loc:
+    loc = error["loc"]
+    # an unknown key is the user's own word, whatever it looks like
+    return (*_plain(loc[:-1]), loc[-1]) if error["type"] == "extra_forbidden" else _plain(loc)
 
 
 def _plain(loc: Loc) -> Loc:
@@ -240,10 +271,10 @@ _KINDS = {
 
 def _explain(model: type[StrictModel], error: ErrorDetails) -> str:
     kind, came, context = error["type"], error["input"], error.get("ctx", {})
-    loc = _plain(error["loc"])
     if kind == "extra_forbidden":
-        names = _field_names(model, loc[:-1])
-        return f"is not a setting here.{did_you_mean(str(loc[-1]), names)}"
+        *place, key = _place(error)
+        names = _field_names(model, tuple(place))
+        return f"is not a setting here.{did_you_mean(str(key), names)}"
     if kind == "missing":
         return "is missing. Add it."
     if kind == "literal_error":

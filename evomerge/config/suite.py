@@ -125,6 +125,8 @@ class SuiteConfig(StrictModel):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"task {twice[0]!r} stands twice. Keep one entry for each task.")
+        if self.items.search.count == 0:
+            raise ValueError("items.search is 0. A search needs items to score candidates on.")
         if not any(task.weight > 0 for task in self.tasks):
             raise ValueError("every task has weight 0. Give at least one task a positive weight.")
         if self.chat.enable_thinking and self.chat.think_end_token is None:

@@ -76,9 +76,9 @@ class ItemStore:
         for line in path.read_bytes().split(b"\n"):
             try:
                 chunk = _from_json(json.loads(line))
-            except (json.JSONDecodeError, UnicodeDecodeError):
-                continue  # cut off by a kill, or the empty end of the file
-            chunks[chunk.index] = chunk
+                chunks[chunk.index] = chunk
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # cut off by a kill, no chunk, or the empty end of the file
         return chunks
 
     def _path(self, recipe_hash: str, role: ItemRole) -> Path:

@@ -2,17 +2,18 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evomerge.config.search import SearchConfig, make_search
+from evomerge.config.search import SearchConfig, journal_of, load_search, make_search
+from evomerge.config.strict import Origin, override
 from evomerge.errors import InterruptedStudy, StudyError
 from evomerge.study.driver import Driver, Surroundings
 from evomerge.study.items import ItemStore
 from evomerge.study.lock import study_lock
 from evomerge.study.setup import Setup, prepare
-from evomerge.study.spec import differences, make_spec, versions
+from evomerge.study.spec import differences, make_spec, scoring_digest, versions
 from evomerge.study.storage import StudyStorage, mend_journal, open_named, open_storage
 from evomerge.workers import make_pool
 from evomerge.workers.job import WorkerSettings
@@ -62,12 +63,22 @@ def run_search(
             close_log(handler)
 
 
-def stored_config(name: str, location: str) -> SearchConfig:
+def find_config(study: str, storage: str | None, settings: Sequence[str] = ()) -> SearchConfig:
+    """Return the config of a study given by a config file, or by its name and storage."""
+    if storage is None:
+        return load_search(study, settings)
+    return stored_config(study, storage, settings)
+
+
+def stored_config(name: str, location: str, settings: Sequence[str] = ()) -> SearchConfig:
     """Return the config that a study was last run with, from its storage alone.
+
+    A study whose folder was moved is found where its journal is now.
 
     Args:
         name: The study's name.
         location: Journal file or SQLAlchemy URL.
+        settings: Changes in the form `dotted.path=value`, as of `--set`.
 
     Raises:
         StudyError: There is no such study, or it was not made by evomerge.
@@ -77,7 +88,13 @@ def stored_config(name: str, location: str) -> SearchConfig:
         raise StudyError(
             f"study {name!r}: {location} holds no evomerge config. Give the config file instead."
         )
-    return make_search(json.loads(data))
+    stored = json.loads(data)
+    journal = journal_of(location)
+    if journal is not None and stored["study"]["storage"] is None:
+        stored["study"]["folder"] = str(journal.resolve().parent)
+    else:
+        stored["study"]["storage"] = str(journal.resolve()) if journal else location
+    return make_search(*override(stored, Origin(f"<study {name}>"), settings))
 
 
 def _run(
@@ -97,13 +114,15 @@ def _run(
             f"study {config.study.name!r} exists already with {len(storage.trials())} trials. "
             "Continue it with evomerge resume, or give study.name and study.folder of a new one."
         )
+    storage.trials()  # a study that something else made is found out before it is written to
     proposer = setup.proposer()
     pool = start_pool(config, worker_settings(setup))
     try:
-        _claim(storage, setup, make_spec(setup, pool.facts()), stored)
+        spec = make_spec(setup, pool.facts())
+        _claim(storage, setup, spec, stored)
         around = Surroundings(
             storage=storage,
-            items=ItemStore(Path(config.study.folder) / "items"),
+            items=item_store(config, spec),
             pool=pool,
             proposer=proposer,
             observe=observe,
@@ -133,6 +152,11 @@ def _claim(
     storage.set_attribute("spec", spec)
     storage.set_attribute("config", setup.config.model_dump_json(by_alias=True))
     storage.set_attribute("versions", versions())
+
+
+def item_store(config: SearchConfig, spec: Mapping[str, Any]) -> ItemStore:
+    """Return the store of results per item that belongs to a study's specification."""
+    return ItemStore(Path(config.study.folder) / "items" / scoring_digest(spec))
 
 
 def worker_settings(setup: Setup) -> WorkerSettings:

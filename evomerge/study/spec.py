@@ -1,5 +1,6 @@
 """Identity of a study: what may not change between its sessions, and what differs when it did."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -39,6 +40,16 @@ def make_spec(setup: Setup, facts: SuiteFacts) -> dict[str, Any]:
         "objective": config.objective.model_dump(mode="json"),
         "proposer": config.proposer.model_dump(mode="json"),
     }
+
+
+def scoring_digest(spec: Mapping[str, Any]) -> str:
+    """Return a short digest of the parts of a specification that decide a recipe's scores.
+
+    Studies that share a folder share results per item only where this is equal.
+    """
+    merge = spec.get("merge", {})
+    parts = [spec.get("models"), spec.get("suite"), merge.get("out_dtype"), merge.get("tokenizer")]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ writer.
 """
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,6 +40,11 @@ _OPTUNA_STATES: dict[str, TrialState] = {
     "failed": TrialState.FAIL,
 }
 Answer = TypeVar("Answer")
+
+STALE_LOCK_S = 5.0
+"""Age from which a journal's lock file counts as left behind."""
+
+_JOURNAL_BEGINS = b'{"op_code"'
 
 
 class StudyStorage:
@@ -194,14 +200,30 @@ def mend_journal(path: Path) -> None:
     Call it under the study's lock. A line that was being written when the power or the disk went
     away would swallow the next one.
     """
-    path.with_name(path.name + ".lock").unlink(missing_ok=True)
-    if not path.exists():
-        return
-    with path.open("rb+") as journal:
-        content = journal.read()
-        whole = content.rfind(b"\n") + 1
-        if whole != len(content):
-            journal.truncate(whole)
+    try:
+        _remove_stale_lock(path.with_name(path.name + ".lock"))
+        if not path.exists():
+            return
+        with path.open("rb+") as journal:
+            content = journal.read()
+            if not content.startswith(_JOURNAL_BEGINS) and content:
+                raise StudyError(
+                    f"study.storage: {path} is not an Optuna journal. Name another file."
+                )
+            whole = content.rfind(b"\n") + 1
+            if whole != len(content):
+                journal.truncate(whole)
+    except OSError as error:
+        raise StudyError(
+            f"study.storage: {path} cannot be written ({error.strerror}). Choose another place."
+        ) from None
+
+
+def _remove_stale_lock(lock: Path) -> None:
+    # a living writer holds it for milliseconds
+    left = lock.is_symlink() or lock.exists()
+    if left and time.time() - lock.lstat().st_mtime > STALE_LOCK_S:
+        lock.unlink(missing_ok=True)
 
 
 def distribution_of(knob: Knob) -> BaseDistribution:
@@ -230,7 +252,7 @@ def _journal(path: Path) -> BaseStorage:
         raise StudyError(
             f"study.storage: {path} cannot be written ({error.strerror}). Choose another folder."
         ) from None
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise StudyError(f"study.storage: {path} is not an Optuna journal.") from None
 
 
@@ -248,6 +270,11 @@ def _number(trial: FrozenTrial) -> int:
 
 def _record(trial: FrozenTrial) -> TrialRecord:
     attributes = trial.user_attrs
+    if RECIPE not in attributes:
+        raise StudyError(
+            f"trial {trial.number} of this study was not made by evomerge. "
+            "Give study.name another name, or study.storage another place."
+        )
     ask = attributes.get(ASK)
     result = TrialResult.from_json(attributes[RESULT]) if RESULT in attributes else None
     recipe = {key: value for key, value in attributes[RECIPE].items() if key != "hash"}

@@ -37,7 +37,7 @@ def summarise(name: str, state: str, ledger: Ledger, confirm: Any) -> dict[str, 
             baseline: {"trial": record.number, **scores_of(record)}
             for baseline, record in ledger.baselines.items()
         },
-        "confirm": confirm,
+        "confirm": confirm if _is_of(confirm, best) else None,
         "verdict": None,
         "examples_scored": ledger.num_examples,
         "seconds": ledger.elapsed_s,
@@ -53,6 +53,11 @@ def scores_of(record: TrialRecord) -> dict[str, Any]:
         "stderr": result.stderr if result else None,
         "tasks": {task: score.value for task, score in result.tasks.items()} if result else {},
     }
+
+
+def _is_of(confirm: Any, best: TrialRecord | None) -> bool:
+    """Whether a confirmation is of the present winner; a resumed search may have found a better."""
+    return bool(confirm) and best is not None and confirm["winner"]["trial"] == best.number
 
 
 def _last_error(records: list[TrialRecord]) -> str | None:

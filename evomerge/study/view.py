@@ -7,15 +7,16 @@ from typing import Any
 
 import pandas as pd
 
-from evomerge.config.search import SearchConfig, load_search
+from evomerge.config.search import SearchConfig
 from evomerge.config.suite import ItemRole
 from evomerge.errors import StudyError
-from evomerge.study.items import ItemStore
 from evomerge.study.ledger import Ledger
 from evomerge.study.records import TrialRecord
-from evomerge.study.run import stored_config
+from evomerge.study.run import find_config, item_store
 from evomerge.study.storage import open_storage
 from evomerge.study.summary import summarise
+
+_FIXED_COLUMNS = ("trial", "state", "baseline", "objective", "stderr", "recipe_hash")
 
 
 class StudyView:
@@ -31,12 +32,13 @@ class StudyView:
     def __init__(self, config: SearchConfig) -> None:
         self.config = config
         self._storage = open_storage(config.study, create=False)
-        if self._storage.attribute("spec") is None:
+        spec = self._storage.attribute("spec")
+        if spec is None:
             raise StudyError(
                 f"study {config.study.name!r} has not begun. Start it with evomerge search."
             )
         self.ledger = Ledger(self._storage.trials())
-        self._items = ItemStore(Path(config.study.folder) / "items")
+        self._items = item_store(config, spec)
 
     @property
     def name(self) -> str:
@@ -54,8 +56,10 @@ class StudyView:
         """One row per trial.
 
         Its number, state, baseline, objective, a column per task and per knob, cost, worker, error.
+        Before the first trial only the columns that no result is needed for.
         """
-        return pd.DataFrame([_row(record) for record in self.ledger.records]).set_index("trial")
+        rows = [_row(record) for record in self.ledger.records]
+        return pd.DataFrame(rows, columns=None if rows else _FIXED_COLUMNS).set_index("trial")
 
     @property
     def baselines(self) -> pd.DataFrame:
@@ -83,6 +87,8 @@ class StudyView:
             StudyError: There is none.
         """
         numbers = [record.number for record in self.ledger.records]
+        if not numbers:
+            raise StudyError(f"study {self.name!r}: there is no trial yet. Wait, or resume it.")
         if number not in numbers:
             raise StudyError(
                 f"study {self.name!r}: there is no trial {number}; it has 0 to {max(numbers)}."
@@ -124,11 +130,6 @@ def load_study(study: str | Path, storage: str | None = None) -> StudyView:
         StudyError: There is no such study.
     """
     return StudyView(find_config(str(study), storage))
-
-
-def find_config(study: str, storage: str | None) -> SearchConfig:
-    """Return the config of a study given by a config file, or by name and storage."""
-    return load_search(study) if storage is None else stored_config(study, storage)
 
 
 def _is_locked(folder: Path) -> bool:

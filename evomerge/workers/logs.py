@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+from evomerge.errors import StudyError
+
 _TRIAL: ContextVar[str] = ContextVar("evomerge_trial", default="-")
 _FORMAT = "%(asctime)s %(levelname)s trial=%(trial)s %(message)s"
 
@@ -22,8 +24,14 @@ def open_log(folder: str | Path, name: str) -> logging.Handler:
     Returns:
         The handler, for `close_log`.
     """
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(Path(folder) / f"{name}.log", encoding="utf-8")
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(Path(folder) / f"{name}.log", encoding="utf-8")
+    except OSError as error:
+        raise StudyError(
+            f"{folder}: the log cannot be written ({error.strerror}). Mend it, or choose another "
+            "study.folder."
+        ) from None
     handler.setFormatter(logging.Formatter(_FORMAT))
     handler.addFilter(_WithTrial())
     logging.getLogger("evomerge").setLevel(logging.INFO)

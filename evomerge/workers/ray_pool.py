@@ -138,12 +138,12 @@ class RayPool(AbstractPool):
     def _answer(self, member: _Member) -> Outcome | None:
         try:
             value = self._ray.get(member.pending)
-        except self._ray.exceptions.RayActorError as error:
-            return self._buried(member, error)
         except self._ray.exceptions.RayTaskError as error:
             # a job's own errors come back in its outcome: this worker could not be prepared
             ours = isinstance(error.cause, EvoMergeError)
             raise (error.cause if ours else WorkerError(one_line(error))) from None
+        except self._ray.exceptions.RayError as error:
+            return self._buried(member, error)  # killed, out of memory, its node gone
         self._deaths_in_a_row = 0
         if member.facts is None:
             member.facts = value
@@ -194,7 +194,7 @@ def _connect(ray: Any, config: WorkersConfig) -> None:
             ray.init(address=config.address, **common)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _no_cluster(config.address, error) from None
-    _check_size(ray.cluster_resources(), config)
+    _check_size([node["Resources"] for node in ray.nodes() if node["Alive"]], config)
 
 
 def _knock(address: str) -> None:
@@ -216,12 +216,13 @@ def _no_cluster(address: str, error: Exception) -> WorkerError:
     )
 
 
-def _check_size(resources: dict[str, float], config: WorkersConfig) -> None:
+def _check_size(nodes: list[dict[str, float]], config: WorkersConfig) -> None:
     for kind, each in (("CPU", config.cpus), ("GPU", config.gpus)):
-        if each > resources.get(kind, 0.0):
+        most = max((node.get(kind, 0.0) for node in nodes), default=0.0)
+        if each > most:
             raise WorkerError(
-                f"workers: one worker needs {each:g} {kind}, the cluster at {config.address!r} has "
-                f"{resources.get(kind, 0.0):g}. Lower workers.{kind.lower()}s or join a larger "
+                f"workers: one worker needs {each:g} {kind}, the largest node of the cluster at "
+                f"{config.address!r} has {most:g}. Lower workers.{kind.lower()}s or join a larger "
                 "cluster."
             )
 

@@ -106,6 +106,10 @@ CASES = {
         lambda d: d["suite"]["items"].update(search=4000),
         r":\d+: suite\.items.*40",
     ),
+    "no-search-items": (
+        lambda d: d["suite"]["items"].update(search=0),
+        r":\d+: suite: items\.search is 0\.",
+    ),
     "no-budget": (
         lambda d: d["study"].update(budget={}),
         r":\d+: study\.budget: no limit came\.",

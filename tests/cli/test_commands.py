@@ -106,8 +106,36 @@ def test_every_line_of_the_log_names_its_trial(config):
 
 def test_resume_with_a_larger_budget_goes_on(config):
     before = load_study(config).trials
-    run = evomerge("resume", config, "--set", "study.budget.evaluations=12")
+    changes = ("--set", "study.budget.evaluations=12")
+    journal = config.parent / "runs" / "commands" / "journal.log"
+    run = evomerge("resume", "commands", "--storage", journal, *changes)
     assert run.returncode == 0, run.stderr
     after = load_study(config).trials
     assert len(after) == 16
     assert after.iloc[:12].equals(before)
+
+
+def test_what_an_error_says_is_printed_as_it_is(world, capsys):
+    """rich reads `[/x]` as markup; an error may hold anything."""
+    from evomerge.cli.progress import Progress
+    from evomerge.config.search import load_search
+
+    config = load_search(write_config(world, "markup"))
+    summary = {
+        "state": "done", "evaluations": 1, "best": None, "baselines": {}, "examples_scored": 0,
+        "seconds": 0.0, "last_error": "trial 5: bad [/x] [bold] tasks[0]",
+        "trials": dict.fromkeys(("waiting", "running", "done", "duplicate", "invalid", "failed"), 1),
+    }  # fmt: skip
+    with Progress(config) as progress:
+        progress.show(summary)
+    assert "trial 5: bad [/x] [bold] tasks[0]" in capsys.readouterr().err
+
+
+def test_the_command_that_goes_on_is_the_whole_command():
+    from evomerge.cli.options import command_line
+
+    line = command_line("resume", "my study.yaml", None, ("a.b=1", "c=[1, 2]"))
+    assert line == "evomerge resume 'my study.yaml' --set a.b=1 --set 'c=[1, 2]'"
+    assert command_line("resume", "s", "sqlite:///x.db", ()) == (
+        "evomerge resume s --storage sqlite:///x.db"
+    )

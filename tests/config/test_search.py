@@ -2,6 +2,7 @@
 
 import pytest
 
+from evomerge.config.models import ModelRef
 from evomerge.config.search import load_search, make_search, place_problems
 from evomerge.errors import ConfigError
 
@@ -44,6 +45,60 @@ def test_relative_paths_are_read_from_the_config_file(write, tmp_path, monkeypat
     assert config.suite.include_path == (str(tmp_path / "configs" / "tasks"),)
     database = load_search(write(TEXT), ["study.storage=sqlite:///x.db"])
     assert database.study.journal is None
+
+
+def test_the_home_folder_stands_for_itself_in_every_path(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = TEXT.replace("../runs/s", "~/s").replace("include_path: tasks", "include_path: ~/t")
+    config = load_search(write(text.replace("./base", "~/base")), ["study.storage=~/x.log"])
+    assert config.study.folder == str(tmp_path / "s")
+    assert config.study.journal == tmp_path / "x.log"
+    assert config.models.base.path == str(tmp_path / "base")
+    assert config.suite.include_path == (str(tmp_path / "t"),)
+
+
+def test_a_database_is_left_as_it_is_and_a_journal_is_read_from_the_config_file(write, tmp_path):
+    database = load_search(write(TEXT), ["study.storage=sqlite:///~nouser/../x.db"])
+    assert database.study.storage == "sqlite:///~nouser/../x.db"
+    journal = load_search(write(TEXT), ["study.storage=../x.log"])
+    assert journal.study.storage == str(tmp_path / "x.log")
+    assert load_search(write(TEXT)).study.storage is None
+
+
+@pytest.mark.parametrize("path", ["~nouser/x", "a\0b"])
+def test_paths_that_cannot_be_are_named_all_at_once(write, path):
+    written = path.replace("\0", "\\0")
+    text = TEXT.replace("folder: ../runs/s", f'folder: "{written}", storage: "{written}"')
+    text = text.replace("./base", f'"{written}"').replace("b: org/model@v2", f'b: "{written}"')
+    text = text.replace("include_path: tasks", f'include_path: ["{written}"]')
+    file = write(text)
+    with pytest.raises(ConfigError) as caught:
+        load_search(file)
+    lines = str(caught.value).splitlines()
+    places = {line.partition(f": {path!r} is not a usable path (")[0] for line in lines}
+    assert len(lines) == 5
+    assert places == {
+        f"{file}:2: study.folder",
+        f"{file}:2: study.storage",
+        f"{file}:4: models.base",
+        f"{file}:7: models.parents.b",
+        f"{file}:11: suite.include_path[0]",
+    }
+
+
+def test_a_name_too_long_for_a_file_is_no_local_model(tmp_path):
+    reference = ModelRef(path="a" * 300)
+    assert reference.relative_to(tmp_path) == reference
+
+
+@pytest.mark.parametrize(("population", "fits"), [(10_000, True), (10_001, False)])
+def test_a_population_has_an_upper_bound(write, population, fits):
+    setting = [f"proposer.population={population}"]
+    if fits:
+        assert load_search(write(TEXT), setting).proposer.population == population
+    else:
+        with pytest.raises(ConfigError, match=r"came 10001, allowed is at most 10000\."):
+            load_search(write(TEXT), setting)
 
 
 @pytest.mark.parametrize(

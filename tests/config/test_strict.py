@@ -58,6 +58,60 @@ def test_broken_yaml_names_the_line():
         parse_yaml("a: 1\nb: [1, 2\n", "a.yaml")
 
 
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ("2020-13-45", "timestamp"),
+        ("2020-01-01T00:00:00+99:00", "timestamp"),
+        ("0x_", "int"),
+        ("0b_", "int"),
+        ("9" * 5000, "int"),
+        ("0x" + "f" * 5000, "int"),
+        ("!!int x", "int"),
+        ("!!int ''", "int"),
+        ("!!float x", "float"),
+        ("!!bool maybe", "bool"),
+        ("!!timestamp x", "timestamp"),
+    ],
+)
+def test_a_value_that_is_none_of_its_kind_names_the_line(value, kind):
+    with pytest.raises(ConfigError, match=rf"a\.yaml:2: x\.y: came '.*not a usable {kind}\."):
+        parse_yaml(f"x:\n  y: {value}\n", "a.yaml")
+    if not value.startswith("!") and len(value) < 100:
+        with pytest.raises(ConfigError, match=rf"a\.yaml:2: x: came '.*not a usable {kind}\."):
+            parse_yaml(f"x:\n  {value}: y\n", "a.yaml")
+
+
+@pytest.mark.parametrize("character", ["\x01", "\0", "\x7f"])
+def test_a_control_character_names_the_line(character):
+    with pytest.raises(ConfigError) as caught:
+        parse_yaml(f"a: 1\nb: {character}\n", "a.yaml")
+    assert str(caught.value) == (
+        f"a.yaml:2: is not YAML (character {character!r} is not allowed). Delete it."
+    )
+
+
+@pytest.mark.parametrize("text", ["a: &a [*a]", "a: &a {b: *a}", "[" * 2000])
+def test_endless_nesting_is_refused(text):
+    with pytest.raises(ConfigError, match=r"^a\.yaml: is nested too deeply"):
+        parse_yaml(text, "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "shown"), [('""', "''"), ('"é!"', "é!"), ("float", "float"), ("[1]", "[1]")]
+)
+def test_an_odd_key_is_named_at_the_top_and_below(key, shown):
+    top = problems_of(f"tasks: [{{task: a, metric: acc}}]\n? {key}\n: null\n")
+    assert len(top) == 1
+    assert top[0].startswith(f"a.yaml:2: {shown}: is not a setting here.")
+    below = problems_of(f"tasks:\n- task: a\n  metric: acc\n  ? {key}\n  : null\n")
+    assert len(below) == 1
+    message, hint = below[0].split(" is not a setting here. ")
+    assert message == f"a.yaml:4: tasks[0].{shown}:"
+    names = ("floor", "metric")  # of a task; the suite has neither
+    assert any(name in hint for name in names)
+
+
 def test_a_file_that_cannot_be_read(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         read_yaml(tmp_path / "none.yaml")

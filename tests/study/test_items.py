@@ -36,6 +36,20 @@ def test_a_line_cut_off_by_a_kill_is_ignored_and_mended_by_the_next(tmp_path, cu
     assert store.read("hash", "search")[2] == chunk(2)
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["1", "{}", "null", "[]", '"x"', '{"tasks": 1}', '{"tasks": {"t": 1}}',
+     '{"chunk": [], "tasks": {}, "digest": "", "worker": "", "seconds_merge": 0, "seconds_score": 0}'],
+)  # fmt: skip
+def test_a_line_that_is_no_chunk_is_ignored(tmp_path, line):
+    store = ItemStore(tmp_path)
+    store.add("hash", "search", chunk(0))
+    path = next(tmp_path.rglob("*.jsonl"))
+    path.write_text(f"{line}\n{path.read_text()}{line}\n")
+    store.add("hash", "search", chunk(1))
+    assert store.read("hash", "search") == {0: chunk(0), 1: chunk(1)}
+
+
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "items").write_text("a file in the way")
     with pytest.raises(StudyError, match="results per item cannot be written"):

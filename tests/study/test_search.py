@@ -15,6 +15,7 @@ from evomerge.config.models import ModelRef
 from evomerge.config.search import load_search
 from evomerge.errors import CheckpointError, StudyError
 from evomerge.study.export import export_trial
+from evomerge.study.run import find_config
 from evomerge.study.view import load_study
 from evomerge.workers.score_model import score_model
 from tests.study.fakes import log_of
@@ -250,3 +251,70 @@ def test_a_config_survives_its_round_trip_through_the_storage(world):
     again = make_search(json.loads(config.model_dump_json(by_alias=True)))
     assert again.model_dump() == config.model_dump()
     assert again.space == config.space
+
+
+def test_studies_in_one_folder_never_mix_results_of_other_items_or_models(world, study):
+    other = settings(world, "reference")
+    other["study"] = {**other["study"], "name": "other-items"}
+    other["suite"] = {**other["suite"], "items": {"search": 16, "confirm": 8, "seed": 9}}
+    second = evomerge.search(other)
+    drawn = {name: set(v.items().item) for name, v in (("first", study), ("second", second))}
+    assert drawn["first"] != drawn["second"]
+    other["study"] = {**other["study"], "name": "alone", "folder": str(world / "runs" / "alone")}
+    alone = evomerge.search(other)
+    assert log_of(second.ledger) == log_of(alone.ledger)
+    assert second.items().equals(alone.items())
+
+
+def test_a_moved_study_goes_on_where_it_is_now_and_with_changed_settings(world, tmp_path):
+    import shutil
+
+    view = evomerge.search(settings(world, "to-move"))
+    before = log_of(view.ledger)
+    shutil.move(world / "runs" / "to-move", tmp_path / "moved")
+    journal = tmp_path / "moved" / "journal.log"
+    config = find_config("to-move", str(journal), ["study.budget.evaluations=12"])
+    assert config.study.folder == str(tmp_path / "moved")
+    after = log_of(evomerge.search(config, resume=True).ledger)
+    assert after[:12] == before
+    assert len(after) == 16
+    assert not (world / "runs" / "to-move").exists()
+
+
+def test_a_study_of_another_program_is_left_alone(world, tmp_path):
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    data = settings(world, "foreign")
+    data["study"]["storage"] = str(tmp_path / "shared.log")
+    storage = optuna.storages.JournalStorage(JournalFileBackend(data["study"]["storage"]))
+    foreign = optuna.create_study(storage=storage, study_name="foreign")
+    foreign.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    content = (tmp_path / "shared.log").read_bytes()
+    with pytest.raises(StudyError, match="trial 0 of this study was not made by evomerge"):
+        evomerge.search(data)
+    assert (tmp_path / "shared.log").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "content", [b"my precious notes", b"SQLite format 3\0 no line end", b"[1]\n2"]
+)
+def test_a_file_that_is_no_journal_is_left_as_it_is(world, tmp_path, content):
+    data = settings(world, "precious")
+    data["study"]["storage"] = str(tmp_path / "file")
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(StudyError, match="is not an Optuna journal"):
+        evomerge.search(data)
+    assert (tmp_path / "file").read_bytes() == content
+
+
+def test_a_torn_last_line_of_the_journal_is_cut_and_the_search_goes_on(world):
+    view = evomerge.search(settings(world, "torn"))
+    journal = view.config.study.journal
+    with journal.open("ab") as file:
+        file.write(b'{"op_code":5,"trial_')
+    data = settings(world, "torn")
+    data["study"] = {**data["study"], "budget": {"evaluations": 12}}
+    after = log_of(evomerge.search(data, resume=True).ledger)
+    assert after[:12] == log_of(view.ledger)
+    assert len(after) == 16

@@ -89,7 +89,7 @@ def test_ctrl_c_stops_cleanly_and_prints_the_command_that_goes_on(world, inline_
     assert log_of(load_study(config).ledger) == inline_log
 
 
-def test_workers_agree_and_a_killed_one_is_replaced(world):
+def test_workers_agree_and_a_killed_one_is_replaced(world, monkeypatch):
     config = make_search(settings(world, workers=RAY))
     pool = make_pool(config.workers, worker_settings(world))
     try:
@@ -106,6 +106,14 @@ def test_workers_agree_and_a_killed_one_is_replaced(world):
         assert outcomes[0].digest == outcomes[1].digest
         assert {o.worker for o in outcomes} == {first, second}
 
+        pool.submit(second, Job(8, recipe, chunk))
+        with monkeypatch.context() as patch:
+            patch.setattr(pool._ray, "get", _out_of_memory)
+            (killed,) = _collect(pool, 1)
+        assert (killed.kind, killed.job.trial) == ("lost", 8)
+        while len(pool.idle()) < 2:
+            pool.collect(1.0)
+        first, second = pool.idle()
         for pid in _worker_pids():
             os.kill(pid, signal.SIGKILL)
         # a dead worker is found out when it is given work; the job comes back, the worker does not
@@ -184,3 +192,9 @@ def _baselines(world):
     from evomerge.study.setup import prepare
 
     return baseline_recipes(prepare(make_search(settings(world))))
+
+
+def _out_of_memory(reference):
+    from ray.exceptions import OutOfMemoryError
+
+    raise OutOfMemoryError("the node was low on memory")

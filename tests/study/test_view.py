@@ -4,6 +4,7 @@ import pytest
 
 from evomerge.errors import StudyError
 from evomerge.space.decode import decode
+from evomerge.space.genome import Genome
 from evomerge.study.storage import open_storage
 from evomerge.study.view import StudyView
 from tests.study.fakes import make_setup
@@ -39,7 +40,7 @@ def test_a_study_without_trials_has_no_trial_to_give(study):
 
 def test_an_open_baseline_has_exactly_the_fixed_columns(study):
     setup, storage = study
-    recipe = decode(setup.space, (0.5,) * len(setup.space.knobs), setup.template)
+    recipe = decode(setup.space, Genome((0.5, 0.5)), setup.template)
     storage.add_baseline("uniform", recipe)
     view = StudyView(setup.config)
     assert set(view.trials.columns) == FIXED

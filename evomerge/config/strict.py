@@ -191,7 +191,7 @@ def override(data: Any, origin: Origin, settings: Sequence[str]) -> tuple[Any, O
         path, equals, text = setting.partition("=")
         if not equals or not path:
             raise ConfigError(f"--set {setting}: no value came. Write dotted.path=value.")
-        loc = tuple(int(p) if p.isdigit() else p for p in re.findall(r"[^.\[\]]+", path))
+        loc = tuple(int(p) if p.isdecimal() else p for p in re.findall(r"[^.\[\]]+", path))
         value, _ = parse_yaml(text, f"--set {path}")
         _assign(data, loc, value, setting)
         changed.add(loc)

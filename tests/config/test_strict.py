@@ -135,7 +135,9 @@ def test_override_reaches_lists_and_is_named_in_messages():
         validate(SuiteConfig, changed, origin)
 
 
-@pytest.mark.parametrize("setting", ["chunks", "=3", "tasks.x.y=1", "tasks[5].task=b"])
+@pytest.mark.parametrize(
+    "setting", ["chunks", "=3", "tasks.x.y=1", "tasks[5].task=b", "tasks[²].task=b"]
+)
 def test_an_override_that_leads_nowhere_is_refused(setting):
     data, origin = parse_yaml("tasks: [{task: a, metric: acc}]\n", "a.yaml")
     with pytest.raises(ConfigError, match="--set"):

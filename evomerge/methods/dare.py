@@ -19,6 +19,7 @@ from evomerge.methods.method import (
     divisor,
     normalize,
     rescale,
+    rescaled,
 )
 
 
@@ -44,10 +45,7 @@ def _dropping(
 ) -> Mask:
     levels = tuple(keep_level(density) for density in values.per_model["density"])
     thresholds = (0.0,) * len(levels)
-    scales = coefficients
-    if values.shared["rescale"]:
-        factors = statistics.rescales(thresholds, levels)
-        scales = tuple(c * factor for c, factor in zip(coefficients, factors, strict=True))
+    scales = rescaled(coefficients, values, statistics, thresholds, levels)
     return Mask(scales, values.per_model["weight"], thresholds, levels, statistics.mask_key)
 
 

@@ -108,3 +108,17 @@ def divisor(values: Values) -> float:
     """
     total = sum(values.per_model["weight"])
     return total if values.shared["normalize"] and abs(total) >= 1e-8 else 1.0
+
+
+def rescaled(
+    coefficients: tuple[float, ...],
+    values: Values,
+    statistics: TensorStatistics,
+    thresholds: tuple[float, ...],
+    keep_levels: tuple[int, ...],
+) -> tuple[float, ...]:
+    """Return each model's coefficient, made up for what its mask removes where `rescale` is set."""
+    if not values.shared["rescale"]:
+        return coefficients
+    factors = statistics.rescales(thresholds, keep_levels)
+    return tuple(c * factor for c, factor in zip(coefficients, factors, strict=True))

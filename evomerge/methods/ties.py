@@ -15,6 +15,7 @@ from evomerge.methods.method import (
     Values,
     normalize,
     rescale,
+    rescaled,
 )
 
 
@@ -23,12 +24,8 @@ def table(values: Values, statistics: TensorStatistics) -> Mask:
     weights, densities = values.per_model["weight"], values.per_model["density"]
     thresholds = tuple(statistics.threshold(i, density) for i, density in enumerate(densities))
     levels = (KEEP_ALL,) * len(weights)
-    scales = weights
-    if values.shared["rescale"]:
-        factors = statistics.rescales(thresholds, levels)
-        scales = tuple(weight * factor for weight, factor in zip(weights, factors, strict=True))
     return Mask(
-        scales=scales,
+        scales=rescaled(weights, values, statistics, thresholds, levels),
         weights=weights,
         thresholds=thresholds,
         keep_levels=levels,

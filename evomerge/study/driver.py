@@ -81,6 +81,7 @@ class Driver:
         self._scored: dict[int, Scored] = {}  # came back, not yet recorded
         self._started = around.clock()
         self._elapsed_before = 0.0
+        self._confirmed: Any = None  # scores on the confirm items, as they are stored
 
     def run(self) -> Ledger:
         """Go on until the budget is spent.
@@ -107,10 +108,11 @@ class Driver:
 
     def _restore(self) -> None:
         records = self._storage.trials()
-        for record in records:
-            if record.state == "running" and record.result is not None:
-                self._storage.close_recorded(record.number, record.result)
-        self._ledger = Ledger(self._storage.trials() if records else [])
+        half = [(r.number, r.result) for r in records if r.state == "running" and r.result]
+        for number, result in half:
+            self._storage.close_recorded(number, result)
+        self._ledger = Ledger(self._storage.trials() if half else records)
+        self._confirmed = self._storage.attribute("confirm")
         self._elapsed_before = self._ledger.elapsed_s
         _replay(self._proposer, self._ledger)
         for record in self._ledger.open:
@@ -163,11 +165,7 @@ class Driver:
                 break
 
     def _ask_for_idle(self) -> None:
-        while (
-            len(self._ledger.open) < self._setup.config.workers.count
-            and self._may_begin()
-            and self._may_ask()
-        ):
+        while len(self._ledger.open) < self._setup.config.workers.count and self._may_begin():
             self._ask()
 
     def _may_begin(self) -> bool:
@@ -302,14 +300,15 @@ class Driver:
         while len(self._schedule):
             self._turn()
         scored = {record.number: self._scored.pop(record.number) for record in records}
-        self._storage.set_attribute("confirm", confirmation(self._setup, records, scored))
+        self._confirmed = confirmation(self._setup, records, scored)
+        self._storage.set_attribute("confirm", self._confirmed)
 
     def _elapsed(self) -> float:
         return self._elapsed_before + self._around.clock() - self._started
 
     def _report(self, state: str) -> None:
-        confirm = self._storage.attribute("confirm")
-        self._around.observe(summarise(self._storage.name, state, self._ledger, confirm))
+        name = self._storage.name
+        self._around.observe(summarise(name, state, self._ledger, self._confirmed))
 
 
 def _replay(proposer: AbstractProposer, ledger: Ledger) -> None:

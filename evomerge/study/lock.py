@@ -8,6 +8,8 @@ from pathlib import Path
 
 from evomerge.errors import StudyError
 
+LOCK_NAME = "lock"
+
 
 @contextmanager
 def study_lock(folder: Path) -> Iterator[None]:
@@ -16,7 +18,7 @@ def study_lock(folder: Path) -> Iterator[None]:
     Raises:
         StudyError: Another process holds it, or the folder cannot be written.
     """
-    path = folder / "lock"
+    path = folder / LOCK_NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -38,3 +40,18 @@ def study_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a driver holds the study's lock now."""
+    try:
+        descriptor = os.open(folder / LOCK_NAME, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -108,13 +108,15 @@ def _run(
     if config.study.journal is not None:
         mend_journal(config.study.journal)
     storage = open_storage(config.study, create=not resume)
+    records = (
+        storage.trials()
+    )  # a study that something else made ends here, before it is written to
     stored = storage.attribute("spec")
     if stored is not None and not resume:
         raise StudyError(
-            f"study {config.study.name!r} exists already with {len(storage.trials())} trials. "
+            f"study {config.study.name!r} exists already with {len(records)} trials. "
             "Continue it with evomerge resume, or give study.name and study.folder of a new one."
         )
-    storage.trials()  # a study that something else made is found out before it is written to
     proposer = setup.proposer()
     pool = start_pool(config, worker_settings(setup))
     try:

@@ -184,7 +184,7 @@ def _complete(
     tasks: TaskSuite,
     objective: Objective,
 ) -> Setup:
-    folders = {name: locate(ref) for name, ref in models.refs.items()}
+    folders = {name: reader.folder for name, reader in models.readers.items()}
     return Setup(
         config=config,
         folders=folders,
@@ -215,7 +215,7 @@ def _plan_first(space: Space, template: RecipeTemplate, models: _Models) -> None
     recipe = decode(space, Genome(space.initial), template)
     sources = {str(models.refs[name]): reader for name, reader in models.readers.items()}
     make_plan(recipe, sources, models.layout)
-    tokenizer_folder(recipe, {str(ref): locate(ref) for ref in models.refs.values()})
+    tokenizer_folder(recipe, {name: reader.folder for name, reader in sources.items()})
 
 
 def _proposer(config: SearchConfig, space: Space) -> AbstractProposer:

@@ -61,9 +61,5 @@ def _is_of(confirm: Any, best: TrialRecord | None) -> bool:
 
 
 def _last_error(records: list[TrialRecord]) -> str | None:
-    failed = [r for r in records if r.result is not None and r.result.error]
-    return (
-        f"trial {failed[-1].number}: {failed[-1].result.error}"
-        if failed and failed[-1].result
-        else None
-    )
+    errors = [f"trial {r.number}: {r.result.error}" for r in records if r.result and r.result.error]
+    return errors[-1] if errors else None

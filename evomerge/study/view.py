@@ -1,7 +1,5 @@
 """StudyView: a study for reading, as pandas frames of trials, items, baselines. Writes nothing."""
 
-import fcntl
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from evomerge.config.search import SearchConfig
 from evomerge.config.suite import ItemRole
 from evomerge.errors import StudyError
 from evomerge.study.ledger import Ledger
+from evomerge.study.lock import is_locked
 from evomerge.study.records import TrialRecord
 from evomerge.study.run import find_config, item_store
 from evomerge.study.storage import open_storage
@@ -113,7 +112,7 @@ class StudyView:
         state = self._storage.attribute("state") or "running"
         return (
             "stopped"
-            if state == "running" and not _is_locked(Path(self.config.study.folder))
+            if state == "running" and not is_locked(Path(self.config.study.folder))
             else state
         )
 
@@ -130,20 +129,6 @@ def load_study(study: str | Path, storage: str | None = None) -> StudyView:
         StudyError: There is no such study.
     """
     return StudyView(find_config(str(study), storage))
-
-
-def _is_locked(folder: Path) -> bool:
-    try:
-        descriptor = os.open(folder / "lock", os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def _row(record: TrialRecord) -> dict[str, Any]:

@@ -108,9 +108,8 @@ def _run(
     if config.study.journal is not None:
         mend_journal(config.study.journal)
     storage = open_storage(config.study, create=not resume)
-    records = (
-        storage.trials()
-    )  # a study that something else made ends here, before it is written to
+    # a study that something else made ends here, before it is written to
+    records = storage.trials()
     stored = storage.attribute("spec")
     if stored is not None and not resume:
         raise StudyError(

@@ -58,7 +58,7 @@ class Worker:
         dtype = getattr(torch, settings.out_dtype)
         attention = settings.suite.attn_implementation
         self._model = load_live_model(base, dtype, attention, settings.device)
-        tokenizer = load_tokenizer(folders[str(settings.tokenizer)])
+        tokenizer = load_tokenizer(locate(settings.tokenizer))
         self._harness = Harness(load_tasks(settings.suite), settings.suite, self._model, tokenizer)
         # hash of the recipe and digest of the weights in the live model
         self._live: tuple[str, str] | None = None

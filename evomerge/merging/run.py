@@ -17,7 +17,7 @@ from evomerge.errors import MergeError
 from evomerge.kernels.statistics import StatisticsCache
 from evomerge.merging.plan import MergePlan, make_plan
 from evomerge.merging.provenance import write_provenance
-from evomerge.merging.sinks import write_folder
+from evomerge.merging.folder import write_folder
 
 
 def merge(

@@ -15,7 +15,7 @@ from evomerge.errors import CheckpointError, MergeError
 from evomerge.kernels.statistics import StatisticsCache
 from evomerge.merging.plan import make_plan
 from evomerge.merging.run import merge
-from evomerge.merging.sinks import write_live
+from evomerge.merging.live import write_live
 from tests.tiny import make_model
 
 RECIPE = """

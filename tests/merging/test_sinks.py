@@ -7,7 +7,8 @@ from evomerge.checkpoints.fingerprint import digest_of
 from evomerge.checkpoints.reader import open_checkpoint
 from evomerge.errors import MergeError, NonFiniteError
 from evomerge.kernels.statistics import StatisticsCache
-from evomerge.merging.sinks import write_folder, write_live
+from evomerge.merging.folder import write_folder
+from evomerge.merging.live import write_live
 from tests.merging.small import TASK_ARITHMETIC, make_sources, make_tensors, plan_of
 
 DARE = TASK_ARITHMETIC.replace("task_arithmetic", "dare_ties") + "parameters: {density: 0.5}\n"

@@ -13,14 +13,14 @@ import torch
 from torch.nn.functional import hardshrink
 
 from evomerge.kernels.masks import GROUP, KEEP_ALL, random_words
-from evomerge.kernels.tables import Mask, Span
+from evomerge.kernels.tables import KernelTable, Local, Mask, Span, Whole
 
 CHUNK = 2**15
 """Elements carried out at once; the temporaries stay in a core's cache."""
 
 
 def carry_out(
-    table: Span | Mask,
+    table: KernelTable,
     base_P: torch.Tensor | None,
     source_MP: Sequence[torch.Tensor],
     out_P: torch.Tensor,
@@ -29,20 +29,39 @@ def carry_out(
     """Run the kernel that a table is for.
 
     Args:
-        table: What to do; see `Span` and `Mask`.
+        table: What to do; see `tables.py`.
         base_P: The base's elements in their stored dtype; None where the table has no base.
         source_MP: M flat tensors of P elements each, in their stored dtypes. Not written to.
         out_P: Flat tensor of P elements, of any floating dtype. Every element is written.
         chunk: Elements at once; the result does not depend on it.
     """
+    if isinstance(table, Whole):
+        out_P.copy_(_whole(table, base_P, source_MP))
+        return
     for start, stop in ranges(len(out_P), chunk):
         base = None if base_P is None else base_P[start:stop].float()
         sources = [source_P[start:stop] for source_P in source_MP]
         if isinstance(table, Span):
             out_P[start:stop] = span(table, base, sources)
+        elif isinstance(table, Local):
+            out_P[start:stop] = table.run(base, [source_P.float() for source_P in sources])
         else:
             assert base is not None, "a mask is over task vectors"
             out_P[start:stop] = mask(table, base, sources, start)
+
+
+def _whole(
+    table: Whole, base_P: torch.Tensor | None, source_MP: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Run with one thread: sums and factorisations of libraries split work by threads."""
+    base = None if base_P is None else base_P.float().reshape(table.shape)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        sources = [source_P.float().reshape(table.shape) for source_P in source_MP]
+        return table.run(base, sources).reshape(-1)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def span(

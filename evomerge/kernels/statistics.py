@@ -87,6 +87,7 @@ class TensorStatistics:
         models: Names of the parents.
         mask_seed: Seed of the recipe's random masks.
         cache: Where facts are kept.
+        shape: Shape of the tensor; None where it is flat.
     """
 
     name: str
@@ -96,6 +97,12 @@ class TensorStatistics:
     models: tuple[str, ...]
     mask_seed: int = 0
     cache: StatisticsCache = field(default_factory=StatisticsCache)
+    shape: tuple[int, ...] | None = None
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        """The shape of the tensor, also where none was given."""
+        return (len(self.source_MP[0]),) if self.shape is None else self.shape
 
     @property
     def mask_key(self) -> MaskKey:

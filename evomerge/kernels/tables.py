@@ -1,6 +1,9 @@
-"""Tables: the few numbers that tell a kernel what to do with one tensor."""
+"""Tables: what a kernel is to do with one tensor; a few numbers, or an expression of a method."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import torch
 
 from evomerge.kernels.masks import GROUP, KEEP_ALL, MaskKey
 
@@ -54,3 +57,37 @@ class Mask:
         """Whether any source of a group (see `masks.random_words`) needs random numbers."""
         levels = self.keep_levels[GROUP * group : GROUP * (group + 1)]
         return any(0 < level < KEEP_ALL for level in levels)
+
+
+Expression = Callable[[torch.Tensor | None, Sequence[torch.Tensor]], torch.Tensor]
+"""From the base (None where no base takes part) and the M sources, all float32 and of one shape, to
+a new float32 tensor of that shape. Writes to none of them. A function of a module, with its numbers
+bound by `functools.partial`."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """A merge element by element, by an expression that is neither a `Span` nor a `Mask`.
+
+    Attributes:
+        run: Gets the same run of elements of every model; which run makes no difference.
+    """
+
+    run: Expression
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A merge that needs its tensor whole and in its shape: rows, matrix products, transforms.
+
+    Attributes:
+        run: Gets whole tensors.
+        shape: Their shape.
+    """
+
+    run: Expression
+    shape: tuple[int, ...]
+
+
+KernelTable = Span | Mask | Local | Whole
+"""What `reference.carry_out` carries out."""

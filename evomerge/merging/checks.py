@@ -33,8 +33,11 @@ def stop_at(problems: Iterable[str]) -> None:
 
 
 def parents_of(recipe: Recipe, method: Method) -> tuple[Source, ...]:
-    """Return the models that are merged: all, or all but the base where the method needs one."""
-    if not method.needs_base:
+    """Return the models that are merged, in order; what the base is to them see `Method.base`."""
+    listed = [source.model for source in recipe.models]
+    if method.base == "input" and recipe.base_model and recipe.base_model not in listed:
+        return (Source(model=recipe.base_model), *recipe.models)
+    if not method.has_deltas(recipe.base_model is not None):
         return recipe.models
     return tuple(source for source in recipe.models if source.model != recipe.base_model)
 
@@ -46,12 +49,12 @@ def model_problems(recipe: Recipe, method: Method) -> Iterator[str]:
         yield f"models: {name} stands twice. List it once, with the sum of its weights."
     if method.needs_base and recipe.base_model is None:
         yield f"base_model: {method.name} needs one, and the recipe gives none. Add it."
-    if not method.needs_base and recipe.base_model and str(recipe.base_model) not in names:
+    if method.base == "listed" and recipe.base_model and str(recipe.base_model) not in names:
         yield (
             f"base_model: {method.name} merges the listed models only, and {recipe.base_model} is "
             "not among them. List it under models, or remove base_model."
         )
-    if method.needs_base:
+    if method.has_deltas(recipe.base_model is not None):
         for source in recipe.models:
             if source.model == recipe.base_model and source.parameters:
                 yield (
@@ -67,7 +70,7 @@ def _number_of_parents(recipe: Recipe, method: Method) -> Iterator[str]:
     if not method.min_parents <= len(parents) <= most:
         least = method.min_parents
         allowed = f"exactly {least}" if least == method.max_parents else f"at least {least}"
-        besides = " besides the base" if method.needs_base else ""
+        besides = " besides the base" if method.has_deltas(bool(recipe.base_model)) else ""
         came = f"{len(parents)} ({', '.join(parents)})" if parents else "none"
         yield f"models: {method.name} takes {allowed}{besides}, and {came} came."
 

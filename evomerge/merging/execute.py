@@ -37,7 +37,7 @@ def execute(
             yield name, _copied(plan, name, read)
         else:
             out = torch.empty(job.spec.shape, dtype=job.spec.dtype)
-            _merge(plan, name, job.values, read, statistics, out.view(-1))
+            _merge(plan, name, job.values, read, statistics, out)
             yield name, out
 
 
@@ -58,15 +58,23 @@ def _merge(
     values: Values,
     read: Mapping[str, torch.Tensor],
     cache: StatisticsCache,
-    out_P: torch.Tensor,
+    out: torch.Tensor,
 ) -> None:
+    out_P, shape = out.view(-1), tuple(out.shape)
     flat = {model: tensor.reshape(-1) for model, tensor in read.items()}
     for model, tensor_P in flat.items():
         _check_source(name, model, tensor_P, cache)
     base_P = None if plan.base is None else flat[plan.base]
     source_MP = [flat[model] for model in plan.parents]
     statistics = TensorStatistics(
-        name, base_P, source_MP, plan.base, plan.parents, plan.recipe.mask_seed, cache
+        name,
+        base_P,
+        source_MP,
+        plan.base,
+        plan.parents,
+        plan.recipe.mask_seed,
+        cache,
+        shape=shape,
     )
     table = plan.method.table(values, statistics)
     reference.carry_out(table, base_P, source_MP, out_P)

@@ -83,12 +83,17 @@ def make_plan(recipe: Recipe, sources: Mapping[str, TensorSource], layout: Layou
     return MergePlan(
         recipe=recipe,
         method=method,
-        base=str(recipe.base_model) if method.needs_base else None,
+        base=_base_of(recipe, method),
         parents=tuple(str(source.model) for source in parents),
         jobs=tuple(
             TensorJob(_spec(recipe, donor, name), values.get(name)) for name in donor.names()
         ),
     )
+
+
+def _base_of(recipe: Recipe, method: Method) -> str | None:
+    has_deltas = method.has_deltas(recipe.base_model is not None)
+    return str(recipe.base_model) if has_deltas else None
 
 
 def _spec(recipe: Recipe, donor: TensorSource, name: str) -> TensorSpec:

@@ -15,9 +15,9 @@ from evomerge.config.models import ModelRef
 from evomerge.config.recipe import Recipe
 from evomerge.errors import MergeError
 from evomerge.kernels.statistics import StatisticsCache
+from evomerge.merging.folder import write_folder
 from evomerge.merging.plan import MergePlan, make_plan
 from evomerge.merging.provenance import write_provenance
-from evomerge.merging.folder import write_folder
 
 
 def merge(

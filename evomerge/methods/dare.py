@@ -55,7 +55,7 @@ LINEAR = Method(
     source="https://arxiv.org/abs/2311.03099",
     params=(WEIGHT, DENSITY, LAMBDA, normalize(False), rescale(True), INT8_MASK),
     table=linear_table,
-    needs_base=True,
+    base="required",
     random_masks=True,
 )
 

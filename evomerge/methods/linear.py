@@ -34,6 +34,6 @@ METHOD = Method(
         normalize(True),
     ),
     table=table,
-    needs_base=False,
+    base="listed",
     refuse=weights_cancel,
 )

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from evomerge.config.params import Param
 from evomerge.kernels.statistics import TensorStatistics
-from evomerge.kernels.tables import Mask, Span
+from evomerge.kernels.tables import KernelTable
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,16 @@ def nothing_wrong(values: Values) -> str | None:
     return None
 
 
+Base = Literal["required", "optional", "input", "listed"]
+"""What a method makes of `base_model`:
+
+- `required`: the task vectors start there; it is no parent.
+- `optional`: the same where a recipe gives one; without, the models themselves are merged.
+- `input`: one more model to merge, first, where the recipe does not list it.
+- `listed`: one of the listed models; it only gives config and tokenizer.
+"""
+
+
 @dataclass(frozen=True)
 class Method:
     """A merge method.
@@ -37,7 +48,7 @@ class Method:
         params: The method's parameters.
         table: Turns the values for one tensor into what a kernel carries out. May ask for facts
             that hold for every candidate; reads and draws nothing else.
-        needs_base: Whether a base is required, which then is no parent. Without, every model is.
+        base: What the recipe's base model is to the method; see `Base`.
         min_parents: Fewest parents.
         max_parents: Most parents; None is any number.
         random_masks: Whether masks are drawn, so that the recipe's `mask_seed` matters.
@@ -49,12 +60,21 @@ class Method:
     summary: str
     source: str
     params: tuple[Param, ...]
-    table: Callable[[Values, TensorStatistics], Span | Mask]
-    needs_base: bool
+    table: Callable[[Values, TensorStatistics], KernelTable]
+    base: Base
     min_parents: int = 1
     max_parents: int | None = None
     random_masks: bool = False
     refuse: Callable[[Values], str | None] = nothing_wrong
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether there is no merge without a base."""
+        return self.base == "required"
+
+    def has_deltas(self, base_given: bool) -> bool:
+        """Whether a base, where one is given, is what task vectors start from, and no parent."""
+        return self.needs_base or (self.base == "optional" and base_given)
 
 
 WEIGHT = Param(

@@ -20,6 +20,6 @@ METHOD = Method(
     source="https://github.com/arcee-ai/mergekit/blob/main/docs/merge_methods.md",
     params=(Param("scale", "factor on the model's tensors", default=1.0, per_model=True),),
     table=table,
-    needs_base=False,
+    base="listed",
     max_parents=1,
 )

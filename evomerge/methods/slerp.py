@@ -51,6 +51,6 @@ METHOD = Method(
         ),
     ),
     table=table,
-    needs_base=True,
+    base="required",
     max_parents=1,
 )

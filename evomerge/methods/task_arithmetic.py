@@ -21,5 +21,5 @@ METHOD = Method(
     source="https://arxiv.org/abs/2212.04089",
     params=(WEIGHT, LAMBDA, normalize(False), INT8_MASK),
     table=table,
-    needs_base=True,
+    base="required",
 )

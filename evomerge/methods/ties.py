@@ -42,5 +42,5 @@ METHOD = Method(
     source="https://arxiv.org/abs/2306.01708",
     params=(WEIGHT, DENSITY, LAMBDA, normalize(True), rescale(False), INT8_MASK),
     table=table,
-    needs_base=True,
+    base="required",
 )

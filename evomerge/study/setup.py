@@ -267,7 +267,7 @@ def make_template(config: SearchConfig, method: Method, out_dtype: DtypeName) ->
     shared = {n: v for n, v in config.merge.parameters.items() if not isinstance(v, dict)}
     own = {n: v for n, v in config.merge.parameters.items() if isinstance(v, dict)}
     parents = tuple(config.models.parents.items())
-    base = config.models.base if method.needs_base else None
+    base = config.models.base if method.has_deltas(True) else None
     if method.max_parents == 1 and len(parents) == 2:
         base = parents[0][1]  # a path between two parents (slerp): it starts at the first
     mask_seed = stream_seed(config.study.seed, "masks") % 2**32

@@ -21,8 +21,8 @@ from evomerge.evaluate.evaluator import SuiteFacts
 from evomerge.evaluate.harness import Harness
 from evomerge.evaluate.tasks import load_tasks
 from evomerge.kernels.statistics import StatisticsCache
-from evomerge.merging.plan import make_plan
 from evomerge.merging.live import write_live
+from evomerge.merging.plan import make_plan
 from evomerge.workers.job import Job, Outcome, WorkerSettings
 from evomerge.workers.live_model import load_live_model, load_tokenizer
 from evomerge.workers.logs import about_trial, close_log, open_log

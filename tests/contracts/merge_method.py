@@ -44,7 +44,7 @@ def make_values(method, num_parents, **changes):
 
 def run(method, values, base, parents, out_dtype=torch.float32, cache=None, **options):
     """Merge flat tensors; the output starts as NaN, so that what is not written shows."""
-    base = base if method.needs_base else None
+    base = base if method.has_deltas(True) else None
     names = tuple(f"parent-{i}" for i in range(len(parents)))
     statistics = TensorStatistics(
         NAME, base, parents, "base", names, SEED, cache or StatisticsCache()

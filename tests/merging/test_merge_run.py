@@ -13,9 +13,9 @@ from evomerge.checkpoints.reader import open_checkpoint
 from evomerge.config.mergekit import MASK_VERSION, read_recipe
 from evomerge.errors import CheckpointError, MergeError
 from evomerge.kernels.statistics import StatisticsCache
+from evomerge.merging.live import write_live
 from evomerge.merging.plan import make_plan
 from evomerge.merging.run import merge
-from evomerge.merging.live import write_live
 from tests.tiny import make_model
 
 RECIPE = """

@@ -8,6 +8,7 @@ from evomerge.config.layout import Layout
 from evomerge.config.search import load_search
 from evomerge.evaluate.scores import ScoredTask, make_objective
 from evomerge.merging.checks import model_problems
+from evomerge.merging.parts import parts_of
 from evomerge.methods import METHODS
 from evomerge.propose import make_proposer
 from evomerge.space.decode import decode
@@ -39,16 +40,17 @@ def test_config_resolves_to_a_merge(path):
         ("embed", "model.embed_tokens.weight"),
         ("norm", "model.norm.weight"),
     )
+    layout = Layout(num_layers, outside)
     space = build_space(
         config.space,
         config.merge.parameters,
         method.params,
         list(config.models.parents),
-        Layout(num_layers, outside),
+        layout,
         llama_names(num_layers),
     )
     recipe = decode(space, Genome(space.initial), make_template(config, method, "bfloat16"))
-    assert list(model_problems(recipe, method)) == []
+    assert list(model_problems(recipe, method, parts_of(recipe, layout))) == []
     make_objective(
         config.objective, [ScoredTask(t.task, t.metric, t.weight) for t in config.suite.tasks]
     )

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "evomerge"
 FLOORS = [
     {"config"},
     {"space", "checkpoints", "kernels"},
-    {"methods", "propose"},
+    {"methods", "propose", "adapters"},
     {"merging", "evaluate"},
     {"workers", "analysis"},
     {"study"},

@@ -1,18 +1,20 @@
-"""ModelRef -> the folder that holds the model, downloaded from the hub where it is a hub id."""
+"""References -> the folder that holds a model or an adapter, downloaded where it is a hub id."""
 
 from pathlib import Path
 
-from evomerge.config.models import ModelRef
+from evomerge.config.models import FolderRef, ModelRef
 from evomerge.errors import CheckpointError
 
 # a prefix, so that copies in other formats (original/, consolidated*, onnx/) stay where they are
 _SIDECARS = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py"]
 _WEIGHTS = ["model*.safetensors"]
 _PICKLES = ["pytorch_model*.bin"]
+_ADAPTER = ["adapter_model.safetensors"]
+_ADAPTER_PICKLE = ["adapter_model.bin"]
 
 
 def locate(ref: ModelRef) -> Path:
-    """Return the folder that holds a model.
+    """Return the folder that holds a model, without its adapter if the reference has one.
 
     A path that begins with `/`, `.` or `~` is a folder of this machine, and the hub's library is
     not even imported; anything else is a hub id and comes from the hub's cache, downloaded first
@@ -27,20 +29,48 @@ def locate(ref: ModelRef) -> Path:
     Raises:
         CheckpointError: No such folder, not a model's folder, or the hub cannot give it.
     """
-    local = ref.path.startswith(("/", ".", "~"))
-    folder = _local_folder(ref) if local else _download(ref, _WEIGHTS)
-    if not local and not any(folder.glob("model*.safetensors")):
-        folder = _download(ref, _PICKLES)
+    model = ref.without_adapter
+    folder = _find(model, _WEIGHTS, _PICKLES)
     if not (folder / "config.json").is_file():
-        held = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        advice = (
+            "It holds an adapter: write model+adapter, the model it was trained on first."
+            if (folder / "adapter_config.json").is_file()
+            else "Give the folder of a complete model, as save_pretrained leaves it."
+        )
+        raise CheckpointError(f"{model}: holds no config.json (it has {_held(folder)}). {advice}")
+    return folder
+
+
+def locate_adapter(ref: FolderRef) -> Path:
+    """Return the folder that holds an adapter in PEFT's format; see `locate`.
+
+    Returns:
+        An existing folder with an adapter_config.json.
+
+    Raises:
+        CheckpointError: No such folder, not an adapter's folder, or the hub cannot give it.
+    """
+    folder = _find(ref, _ADAPTER, _ADAPTER_PICKLE)
+    if not (folder / "adapter_config.json").is_file():
         raise CheckpointError(
-            f"{ref}: holds no config.json (it has {held}). "
-            "Give the folder of a complete model, as save_pretrained leaves it."
+            f"{ref}: holds no adapter_config.json (it has {_held(folder)}). "
+            "Give the folder of one adapter, as PEFT's save_pretrained leaves it."
         )
     return folder
 
 
-def _local_folder(ref: ModelRef) -> Path:
+def _find(ref: FolderRef, weights: list[str], pickles: list[str]) -> Path:
+    if ref.path.startswith(("/", ".", "~")):
+        return _local_folder(ref)
+    folder = _download(ref, weights)
+    return folder if any(folder.glob(weights[0])) else _download(ref, pickles)
+
+
+def _held(folder: Path) -> str:
+    return ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+
+
+def _local_folder(ref: FolderRef) -> Path:
     if ref.revision is not None:
         raise CheckpointError(
             f"{ref}: is a folder, and revision {ref.revision!r} is for hub ids only. "
@@ -56,7 +86,7 @@ def _local_folder(ref: ModelRef) -> Path:
     return folder
 
 
-def _download(ref: ModelRef, weights: list[str]) -> Path:
+def _download(ref: FolderRef, weights: list[str]) -> Path:
     from huggingface_hub import constants, errors, snapshot_download
 
     page = f"https://huggingface.co/{ref.path}"

@@ -1,18 +1,23 @@
-"""LazyCheckpoint: tensors over memory maps; opening reads headers, reading touches pages."""
+"""LazyCheckpoint: tensors over memory maps; opening reads headers, reading touches pages.
+
+StreamedCheckpoint: the same tensors, each read into memory of its own; nothing stays behind.
+"""
 
 import mmap
+import os
 import pickle
 import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from typing_extensions import override
 
-from evomerge.checkpoints.architecture import embedding_and_head
+from evomerge.checkpoints.architecture import embedding_and_head, is_leftover
 from evomerge.checkpoints.index import (
     STORED_DTYPES,
     CheckpointFiles,
@@ -74,8 +79,74 @@ class LazyCheckpoint(MemorySource):
         return max(count, key=lambda dtype: (count[dtype], str(dtype)))
 
 
+class StreamedCheckpoint(LazyCheckpoint):
+    """The tensors of safetensors files, each read into new memory whenever it is asked for.
+
+    For one pass over a model that may be larger than memory: pages of a map count as the process's
+    own for as long as the map lives, what was read here is gone when its reader lets go of it.
+    Files are open only while they are read. Made by `open_checkpoint`.
+
+    Args:
+        folder: The checkpoint's folder.
+        label: How messages name the model.
+        entries: Where each tensor lies.
+        tied: As `TensorSource.tied`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        label: str,
+        entries: Mapping[str, TensorEntry],
+        tied: Mapping[str, str],
+    ) -> None:
+        shapes = {
+            name: torch.empty(entry.shape, dtype=entry.dtype, device="meta")
+            for name, entry in entries.items()
+        }
+        super().__init__(folder, label, shapes, tied)
+        self._entries = dict(entries)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(open_checkpoint, mapped=False), (self.folder, self.label)
+
+    @override
+    def read(self, name: str) -> torch.Tensor:
+        self._find(name)
+        return read_entry(self._entries[name], self.label)
+
+
+def read_entry(entry: TensorEntry, label: str) -> torch.Tensor:
+    """Read one tensor of a safetensors file into new memory.
+
+    Args:
+        entry: Where it lies.
+        label: How messages name the model.
+
+    Raises:
+        CheckpointError: The file cannot be read, or has become shorter.
+    """
+    data = torch.empty(entry.num_bytes, dtype=torch.uint8)
+    rest, start = data.numpy().data, entry.start
+    try:
+        with entry.path.open("rb", buffering=0) as file:
+            while rest:  # one call gives at most 2 GiB
+                count = os.preadv(file.fileno(), [rest], start)
+                if not count:
+                    raise CheckpointError(
+                        f"{label}: {entry.path.name} has become {len(rest)} bytes shorter while "
+                        "it was read. Download it again."
+                    )
+                rest, start = rest[count:], start + count
+    except OSError as error:
+        raise CheckpointError(
+            f"{label}: {entry.path.name} cannot be read ({error.strerror})."
+        ) from error
+    return data.view(entry.dtype).reshape(entry.shape)
+
+
 def open_checkpoint(
-    folder: Path, label: str | None = None, *, read_ahead: bool = True
+    folder: Path, label: str | None = None, *, read_ahead: bool = True, mapped: bool = True
 ) -> LazyCheckpoint:
     """Open a model's tensors without reading them.
 
@@ -84,13 +155,17 @@ def open_checkpoint(
     equal to the embedding bit by bit; or the head shares the embedding's memory in a pickle and the
     config does not deny it. A head that is stored and differs is listed even where the config says
     tied, because transformers then leaves it untied. A folder without config.json has no tied
-    names.
+    names. Constants that older versions stored with the weights (`architecture.is_leftover`) are
+    not listed either.
 
     Args:
         folder: Folder with safetensors or PyTorch weights (`index.find_files`).
         label: How messages name the model; None is the folder.
         read_ahead: Whether the kernel reads on beyond what is asked for; False where little of each
             tensor is going to be looked at. Has no effect on pickles.
+        mapped: Whether tensors alias memory maps, which every process of the machine shares, or are
+            read into new memory (`StreamedCheckpoint`). Pickles are mapped either way: where a
+            tensor lies in them is known to torch alone.
 
     Raises:
         CheckpointError: The files are missing, unreadable, truncated, inconsistent, of a dtype that
@@ -98,14 +173,24 @@ def open_checkpoint(
     """
     where = f"{label} ({folder})" if label and label != str(folder) else str(folder)
     files = find_files(folder, where)
-    tensors = _load_pickles(files, where) if files.pickled else _map_files(files, where, read_ahead)
+    entries = {} if files.pickled else index_tensors(files, where)
+    if files.pickled:
+        tensors = _load_pickles(files, where)
+    else:
+        tensors = _map_files(files, entries, where, read_ahead)
     tied = _tied_names(tensors, folder, where)
-    kept = {name: tensor for name, tensor in tensors.items() if name not in tied}
+    leftover = [name for name, tensor in tensors.items() if is_leftover(name, tuple(tensor.shape))]
+    unlisted = {*tied, *leftover}
+    if entries and not mapped:
+        streamed = {name: entry for name, entry in entries.items() if name not in unlisted}
+        return StreamedCheckpoint(folder, label or str(folder), streamed, tied)
+    kept = {name: tensor for name, tensor in tensors.items() if name not in unlisted}
     return LazyCheckpoint(folder, label or str(folder), kept, tied)
 
 
-def _map_files(files: CheckpointFiles, label: str, read_ahead: bool) -> dict[str, torch.Tensor]:
-    entries = index_tensors(files, label)
+def _map_files(
+    files: CheckpointFiles, entries: Mapping[str, TensorEntry], label: str, read_ahead: bool
+) -> dict[str, torch.Tensor]:
     maps = {path: _map_file(path, label, read_ahead) for path in files.paths}
     with warnings.catch_warnings():
         # torch says once that the memory is read-only, which is the point

@@ -2,18 +2,18 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evomerge.checkpoints.depth import with_depth
 from evomerge.checkpoints.index import read_json
 from evomerge.config.models import DtypeName
 from evomerge.errors import CheckpointError
 
-_TOKENIZER_FILES = (
+VOCABULARY_FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
     "vocab.txt",
@@ -21,6 +21,13 @@ _TOKENIZER_FILES = (
     "tekken.json",
     "*.model",  # sentencepiece: tokenizer.model, spiece.model, sentencepiece.bpe.model
     "*.tiktoken",
+)
+"""Files that hold a tokenizer's vocabulary, as glob patterns."""
+
+_TOKENIZER_FILES = (
+    *VOCABULARY_FILES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",
     "additional_chat_templates/*.jinja",
@@ -47,7 +54,14 @@ class Sidecars:
 
 
 def copy_sidecars(
-    donor: Path, tokenizer_donor: Path, out: Path, *, dtype: DtypeName | None
+    donor: Path,
+    tokenizer_donor: Path,
+    out: Path,
+    *,
+    dtype: DtypeName | None,
+    vocab_size: int | None = None,
+    numbered_by: Path | None = None,
+    layers: Sequence[int] | None = None,
 ) -> Sidecars:
     """Copy everything that is not a tensor into a new checkpoint.
 
@@ -60,7 +74,12 @@ def copy_sidecars(
         donor: Folder of the model whose architecture the merge has.
         tokenizer_donor: Folder of the model whose tokenizer the merge takes; may be the donor.
         out: Folder of the new checkpoint; exists.
-        dtype: Dtype of the merged tensors; None leaves config.json as it is.
+        dtype: Dtype of the merged tensors; None leaves that of config.json as it is.
+        vocab_size: Rows of the token embedding; None leaves that of config.json as it is.
+        numbered_by: Folder of the model whose token numbers the merge has: its bos, eos and other
+            token ids take the place of the donor's; None leaves these as they are.
+        layers: For each layer of the merge, the donor's layer that describes it; None leaves the
+            donor's layers as they are.
 
     Returns:
         What was copied from whom.
@@ -68,17 +87,72 @@ def copy_sidecars(
     Raises:
         CheckpointError: The donor has no readable config.json, or the two bring different code
             under one name.
+        MergeError: config.json cannot describe the stacked layers.
     """
-    config = read_json(donor / "config.json", str(donor))
-    _write_json(out / "config.json", _with_dtype(config, dtype) if dtype else config)
+    config = merged_config(donor, dtype=dtype, vocab_size=vocab_size, layers=layers)
+    write_json(out / "config.json", config)
     patterns = ["generation_config.json", *_PROCESSOR_FILES, *_code(config)]
     config_files = ["config.json", *_copy(donor, out, patterns)]
-    settings = tokenizer_donor / "tokenizer_config.json"
-    tokenizer_config = read_json(settings, str(tokenizer_donor)) if settings.exists() else {}
-    tokenizer_files = _copy(tokenizer_donor, out, [*_TOKENIZER_FILES, *_code(tokenizer_config)])
+    if numbered_by is not None:
+        for name in ("config.json", "generation_config.json"):
+            _renumber(out / name, numbered_by / name)
+    tokenizer_files = copy_tokenizer(tokenizer_donor, out)
     return Sidecars(
         donor, tuple(sorted(config_files)), tokenizer_donor, tuple(sorted(tokenizer_files))
     )
+
+
+def merged_config(
+    donor: Path,
+    *,
+    dtype: DtypeName | None = None,
+    vocab_size: int | None = None,
+    layers: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Return the donor's config.json with what a merge changes; arguments as `copy_sidecars`.
+
+    Raises:
+        CheckpointError: The donor has no readable config.json.
+        MergeError: config.json cannot describe the stacked layers.
+    """
+    config = read_json(donor / "config.json", str(donor))
+    config = config if dtype is None else _with_dtype(config, dtype)
+    config = config if vocab_size is None else _with_vocab_size(config, vocab_size)
+    return config if layers is None else with_depth(config, layers)
+
+
+def copy_tokenizer(donor: Path, out: Path) -> list[str]:
+    """Copy vocabulary, tokenizer settings, chat templates, and code if the settings refer to some.
+
+    Returns:
+        Names of the files.
+
+    Raises:
+        CheckpointError: Its settings cannot be read, or `out` has other code under one name.
+    """
+    settings = donor / "tokenizer_config.json"
+    config = read_json(settings, str(donor)) if settings.exists() else {}
+    return _copy(donor, out, [*_TOKENIZER_FILES, *_code(config)])
+
+
+def _with_vocab_size(config: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+    """Return the config with its language model's vocab_size replaced."""
+    text = config.get("text_config")
+    changed = dict(config)
+    if isinstance(text, dict):
+        changed["text_config"] = {**text, "vocab_size": vocab_size}
+    if "vocab_size" in config or not isinstance(text, dict):
+        changed["vocab_size"] = vocab_size
+    return changed
+
+
+def _renumber(path: Path, theirs: Path) -> None:
+    """Give a config the token ids of another one, where both have them."""
+    if not path.exists() or not theirs.exists():
+        return
+    config, other = read_json(path, str(path.parent)), read_json(theirs, str(theirs.parent))
+    ids = {key: other[key] for key in config if key.endswith("_token_id") and key in other}
+    write_json(path, {**config, **ids})
 
 
 def _code(config: dict[str, Any]) -> list[str]:
@@ -99,7 +173,8 @@ def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     return changed
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a config as transformers does: indented, letters of any script as they are."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -107,7 +182,9 @@ def _copy(source: Path, out: Path, patterns: list[str]) -> list[str]:
     paths = [path for pattern in patterns for path in source.glob(pattern) if path.is_file()]
     for path in paths:
         target = out / path.relative_to(source)
-        if target.exists() and target.read_bytes() != path.read_bytes():
+        # of what both donors bring, only code may differ
+        clash = path.suffix == ".py" and target.exists()
+        if clash and target.read_bytes() != path.read_bytes():
             raise CheckpointError(
                 f"{source}: its {path.name} differs from the one that the config's model brings. "
                 "Take the tokenizer of the base model."

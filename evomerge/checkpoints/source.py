@@ -49,6 +49,14 @@ class TensorSource(ABC):
             CheckpointError: The model has no such tensor.
         """
 
+    def merged_dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of a merge's tensor where this model decides: as it is stored.
+
+        Raises:
+            CheckpointError: The model has no such tensor.
+        """
+        return self.dtype(name)
+
     @abstractmethod
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor on the CPU, contiguous, in its stored dtype.

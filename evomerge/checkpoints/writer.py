@@ -1,19 +1,36 @@
-"""Write a checkpoint: shards planned ahead, streamed, that appear whole or not at all."""
+"""Write a checkpoint: shards planned ahead, streamed, that appear whole or not at all.
+
+A checkpoint that was interrupted is gone on with shard by shard where its writer says what it is
+made of.
+"""
 
 import errno
+import hashlib
 import json
 import math
 import os
 import shutil
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import torch
 
-from evomerge.checkpoints.index import STORED_DTYPES
+from evomerge.checkpoints.fingerprint import Checksum, checksum_of
+from evomerge.checkpoints.index import STORED_DTYPES, TensorEntry
+from evomerge.checkpoints.partial import (
+    JOURNAL,
+    Finished,
+    adopt,
+    leftovers,
+    note_shard,
+    partial_path,
+    read_journal,
+    start_journal,
+)
+from evomerge.checkpoints.reader import read_entry
 from evomerge.checkpoints.source import as_bytes
 from evomerge.errors import CheckpointError
 
@@ -30,9 +47,14 @@ class TensorSpec:
     dtype: torch.dtype
 
     @property
+    def num_elements(self) -> int:
+        """Numbers it holds."""
+        return math.prod(self.shape)
+
+    @property
     def num_bytes(self) -> int:
         """Bytes it takes in a file."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return self.num_elements * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -97,6 +119,170 @@ def _shard(file: str, specs: Sequence[TensorSpec]) -> Shard:
     return Shard(file, header, offsets, len(header) + end)
 
 
+class CheckpointWriter:
+    """Writes a checkpoint in a hidden folder beside the target and renames it at the end.
+
+    Use as a context manager: `write` each tensor of `missing`, then `finish`. Whatever goes wrong,
+    the hidden folder is removed - unless an identity is given, some shard is finished, and the
+    process was killed or told to stop (Ctrl-C): then the next writer of the same target and
+    identity keeps the finished shards. A finished shard has been synced, its checksums are in a
+    journal, and it is read again before it is kept. The same tensors give the same bytes.
+
+    Args:
+        folder: Where the checkpoint is to be; must not exist, or be empty.
+        specs: What will arrive; each name once, dtypes of `index.STORED_DTYPES`.
+        shard_bytes: Most bytes of tensors in a file.
+        identity: Everything that the tensors' bits depend on, in any words; None keeps nothing.
+
+    Attributes:
+        path: The hidden folder.
+        missing: Tensors that are still to be written, by name, sorted by name.
+        checksums: Checksums of the tensors that are written, by name.
+        resumed: File names of the shards that an earlier process finished.
+
+    Raises:
+        CheckpointError: (on entering) The target is not empty, or the disk has too little room or
+            cannot be written to.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        specs: Sequence[TensorSpec],
+        shard_bytes: int = 5 * GIB,
+        identity: str | None = None,
+    ) -> None:
+        self.folder = folder
+        self.path = partial_path(folder, os.getpid())
+        self.missing = {spec.name: spec for spec in sorted(specs, key=lambda spec: spec.name)}
+        self.checksums: dict[str, Checksum] = {}
+        self.resumed: tuple[str, ...] = ()
+        self._plan = plan_shards(specs, shard_bytes)
+        self._total_bytes = sum(spec.num_bytes for spec in specs)
+        self._identity = None if identity is None else _with_layout(identity, self._plan)
+        self._shard_of = {name: shard for shard in self._plan for name in shard.offsets}
+        self._num_missing = {shard.file: len(shard.offsets) for shard in self._plan}
+        self._open: dict[str, int] = {}
+        self._finished: Finished = {}
+
+    def __enter__(self) -> "CheckpointWriter":
+        with _disk_errors(self.folder):
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            _check_empty(self.folder)
+            left = self._choose_leftover()
+            for path in leftovers(self.folder):
+                if path != left:
+                    shutil.rmtree(path, ignore_errors=True)
+            todo = [shard for shard in self._plan if shard.file not in self._finished]
+            _check_room(self.folder, sum(shard.num_bytes for shard in todo))
+            if left:
+                adopt(left, self.path, self._finished)
+            else:
+                self.path.mkdir()
+        try:
+            self._start(todo)
+        except Exception:
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
+        return self
+
+    def _choose_leftover(self) -> Path | None:
+        """Return the hidden folder to go on with, and note which of its shards are good."""
+        if self._identity is None:
+            return None
+        found = {path: read_journal(path, self._identity) for path in leftovers(self.folder)}
+        path = max(found, key=lambda path: len(found[path]), default=None)
+        if path is None:
+            return None
+        for shard in self._plan:
+            checksums = found[path].get(shard.file)
+            if checksums and _is_intact(path / shard.file, shard, checksums, self.missing):
+                self._finished[shard.file] = checksums
+        return path if self._finished else None
+
+    def _start(self, todo: Sequence[Shard]) -> None:
+        for checksums in self._finished.values():
+            self.checksums |= checksums
+            for name in checksums:
+                del self.missing[name]
+        self.resumed = tuple(self._finished)
+        with _disk_errors(self.folder):
+            if self._identity is not None:
+                start_journal(self.path, self._identity, self._finished)
+            for shard in todo:
+                with (self.path / shard.file).open("wb", buffering=0) as file:
+                    _write_at(file.fileno(), shard.header, 0)
+                    # a file of empty tensors only ends with its header
+                    os.ftruncate(file.fileno(), shard.num_bytes)
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Write one tensor of `missing`, on any device; in whatever order they come.
+
+        Shards are finished early where tensors come sorted by name.
+
+        Raises:
+            CheckpointError: The tensor is not missing, or of another shape or dtype than was
+                announced; or the disk is full or fails.
+        """
+        _check_arrival(self.folder, name, tensor, self.missing.pop(name, None))
+        tensor = tensor.cpu()
+        shard = self._shard_of[name]
+        with _disk_errors(self.folder):
+            if shard.file not in self._open:
+                self._open[shard.file] = os.open(self.path / shard.file, os.O_WRONLY)
+            data = as_bytes(tensor).numpy().data
+            _write_at(self._open[shard.file], data, shard.offsets[name])
+            self.checksums[name] = checksum_of(tensor)
+            self._num_missing[shard.file] -= 1
+            if not self._num_missing[shard.file]:
+                self._finish_shard(shard)
+
+    def _finish_shard(self, shard: Shard) -> None:
+        descriptor = self._open.pop(shard.file)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        self._finished[shard.file] = {name: self.checksums[name] for name in shard.offsets}
+        if self._identity is not None:
+            note_shard(self.path, shard.file, self._finished[shard.file])
+
+    def finish(self, write_sidecars: Callable[[Path], None]) -> None:
+        """Add what is not a tensor, sync everything, and let the checkpoint appear.
+
+        Args:
+            write_sidecars: Called with the hidden folder.
+
+        Raises:
+            CheckpointError: Tensors are missing, or the disk is full or fails.
+        """
+        if self.missing:
+            raise CheckpointError(
+                f"{self.folder}: {len(self.missing)} tensors never came, first {min(self.missing)}."
+            )
+        with _disk_errors(self.folder):
+            if len(self._plan) > 1:
+                _write_index(self.path, self._plan, self._total_bytes)
+            write_sidecars(self.path)
+            beside = [path for path in self.path.rglob("*") if path.name not in self._finished]
+            _sync(*beside, self.path)
+            (self.path / JOURNAL).unlink(missing_ok=True)
+            self.path.rename(self.folder)
+            _sync(self.folder.parent)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        stopped = kind is not None and not issubclass(kind, Exception)
+        if not (stopped and self._identity is not None and self._finished):
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
 def write_checkpoint(
     folder: Path,
     tensors: Iterable[tuple[str, torch.Tensor]],
@@ -106,9 +292,7 @@ def write_checkpoint(
 ) -> None:
     """Write tensors and sidecars as a checkpoint that appears whole or not at all.
 
-    Everything goes into a hidden folder beside the target, is synced, and is renamed at the end;
-    whatever goes wrong, that folder is removed. One tensor is held at a time. The same tensors give
-    the same bytes.
+    One tensor is held at a time. Nothing is kept of what was interrupted; see `CheckpointWriter`.
 
     Args:
         folder: Where the checkpoint is to be; must not exist, or be empty.
@@ -121,25 +305,37 @@ def write_checkpoint(
         CheckpointError: The target is not empty, the disk is full or not writable, or the tensors
             are not those of the specs.
     """
-    plan = plan_shards(specs, shard_bytes)
-    with _disk_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _check_target(folder, sum(shard.num_bytes for shard in plan))
-        _remove_leftovers(folder)
-        partial = _partial_path(folder, os.getpid())
-        partial.mkdir()
+    with CheckpointWriter(folder, specs, shard_bytes) as writer:
+        for name, tensor in tensors:
+            writer.write(name, tensor)
+        writer.finish(write_sidecars)
+
+
+def _with_layout(identity: str, plan: Sequence[Shard]) -> str:
+    digest = hashlib.sha256(identity.encode())
+    for shard in plan:
+        digest.update(shard.file.encode() + shard.header)
+    return digest.hexdigest()
+
+
+def _is_intact(
+    path: Path, shard: Shard, checksums: Mapping[str, Checksum], specs: Mapping[str, TensorSpec]
+) -> bool:
+    """Whether a shard has its header, and every tensor the bits that were written."""
     try:
-        _write_shards(partial, folder, plan, tensors, {spec.name: spec for spec in specs})
-        with _disk_errors(folder):
-            if len(plan) > 1:
-                _write_index(partial, plan, sum(spec.num_bytes for spec in specs))
-            write_sidecars(partial)
-            _sync(*partial.rglob("*"), partial)
-            partial.rename(folder)
-            _sync(folder.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        with path.open("rb") as file:
+            if file.read(len(shard.header)) != shard.header:
+                return False
+        if path.stat().st_size != shard.num_bytes or checksums.keys() != shard.offsets.keys():
+            return False
+        for name, start in shard.offsets.items():
+            spec = specs[name]
+            entry = TensorEntry(path, start, spec.num_bytes, spec.dtype, spec.shape)
+            if checksum_of(read_entry(entry, path.name)) != checksums[name]:
+                return False
+    except (OSError, CheckpointError):
+        return False  # whatever cannot be read is written anew
+    return True
 
 
 @contextmanager
@@ -157,67 +353,20 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_target(folder: Path, num_bytes: int) -> None:
+def _check_empty(folder: Path) -> None:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise CheckpointError(
             f"{folder}: exists and is not an empty folder. Choose another, or remove it."
         )
+
+
+def _check_room(folder: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(folder.parent).free
     if free < num_bytes:
         raise CheckpointError(
             f"{folder}: needs {num_bytes / GIB:.2f} GiB, {free / GIB:.2f} GiB free. "
             "Free some space or choose another folder."
         )
-
-
-def _partial_path(folder: Path, pid: int | str) -> Path:
-    # the host is named because a pid says nothing to another machine that shares the disk
-    return folder.parent / f".{folder.name}.partial-{socket.gethostname()}-{pid}"
-
-
-def _remove_leftovers(folder: Path) -> None:
-    # our own pid too: in a container a restarted process often gets the same one
-    stem = _partial_path(folder, "").name
-    for path in folder.parent.iterdir():
-        start, pid = path.name[: len(stem)], path.name[len(stem) :]
-        if start != stem or not pid.isdecimal():
-            continue
-        if int(pid) == os.getpid() or not _is_alive(int(pid)):
-            shutil.rmtree(path)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _write_shards(
-    partial: Path,
-    folder: Path,
-    plan: Sequence[Shard],
-    tensors: Iterable[tuple[str, torch.Tensor]],
-    missing: dict[str, TensorSpec],
-) -> None:
-    with ExitStack() as stack:
-        place: dict[str, tuple[int, int]] = {}
-        for shard in plan:
-            with _disk_errors(folder):
-                file = stack.enter_context((partial / shard.file).open("wb", buffering=0))
-                _write_at(file.fileno(), shard.header, 0)
-                # a file of empty tensors only ends with its header
-                os.ftruncate(file.fileno(), shard.num_bytes)
-            place |= {name: (file.fileno(), start) for name, start in shard.offsets.items()}
-        for name, tensor in tensors:
-            _check_arrival(folder, name, tensor, missing.pop(name, None))
-            with _disk_errors(folder):
-                _write_at(place[name][0], as_bytes(tensor.cpu()).numpy().data, place[name][1])
-    if missing:
-        raise CheckpointError(f"{folder}: {len(missing)} tensors never came, first {min(missing)}.")
 
 
 def _check_arrival(folder: Path, name: str, tensor: torch.Tensor, spec: TensorSpec | None) -> None:

@@ -1,4 +1,4 @@
-"""`evomerge eval MODEL --suite CONFIG`: score one model as a search scores its candidates."""
+"""`evomerge eval MODEL|RECIPE --suite CONFIG`: score one as a search scores its candidates."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,11 +8,12 @@ import click
 from evomerge.cli.options import json_option, print_json, settings_option
 
 if TYPE_CHECKING:
+    from evomerge.config.recipe import Recipe
     from evomerge.config.suite import ItemRole
 
 
 @click.command("eval")
-@click.argument("model")
+@click.argument("model", metavar="MODEL|RECIPE.yaml")
 @click.option(
     "--suite", "config", required=True, help="Search config whose suite is asked.", metavar="CONFIG"
 )
@@ -28,20 +29,24 @@ if TYPE_CHECKING:
 def eval_model(
     model: str, config: str, role: "ItemRole", settings: tuple[str, ...], as_json: bool
 ) -> None:
-    """Score MODEL (a folder or hub id) on the items of one role.
+    """Score MODEL (a folder or hub id), or what RECIPE.yaml makes, on the items of one role.
 
-    It runs in this process, with lm-eval's tasks.
+    It runs in this process, with lm-eval's tasks. A recipe is merged in memory; nothing is written.
     """
+    from evomerge.config.mergekit import read_recipe
     from evomerge.config.models import ModelRef
     from evomerge.config.search import load_search, place_problems
     from evomerge.errors import ConfigError
     from evomerge.workers.score_model import score_model
 
     loaded = load_search(config, settings)
-    reference = ModelRef.model_validate(model).relative_to(Path.cwd())
+    if model.endswith((".yaml", ".yml")):
+        scored: ModelRef | Recipe = read_recipe(model)
+    else:
+        scored = ModelRef.model_validate(model).relative_to(Path.cwd())
     device = "cuda" if loaded.workers.gpus > 0 else "cpu"
     try:
-        scores = score_model(reference, loaded.suite, role, cpus=loaded.workers.cpus, device=device)
+        scores = score_model(scored, loaded.suite, role, cpus=loaded.workers.cpus, device=device)
     except ConfigError as error:
         raise place_problems(error, loaded.origin) from None
     if as_json:
@@ -52,9 +57,7 @@ def eval_model(
             }
             for task, keys in scores.metrics.items()
         }
-        print_json(
-            {"model": str(reference), "role": role, "digest": scores.digest, "tasks": metrics}
-        )
+        print_json({"model": model, "role": role, "digest": scores.digest, "tasks": metrics})
         return
     for task, keys in scores.metrics.items():
         for key, metric in keys.items():

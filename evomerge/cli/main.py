@@ -7,6 +7,7 @@ import click
 from evomerge.cli.check import check
 from evomerge.cli.eval import eval_model
 from evomerge.cli.export import export
+from evomerge.cli.import_genome import import_genome
 from evomerge.cli.merge import merge
 from evomerge.cli.resume import resume
 from evomerge.cli.search import search
@@ -37,7 +38,7 @@ def cli() -> None:
     """  # noqa: D301 - click looks for the backspace itself: it keeps the lines below as they are
 
 
-for command in (check, search, resume, status, export, merge, eval_model):
+for command in (check, import_genome, search, resume, status, export, merge, eval_model):
     cli.add_command(command)
 
 

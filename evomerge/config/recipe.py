@@ -5,12 +5,15 @@ What was scored is this record, and YAML holds the same.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cached_property
+from typing import Annotated, Protocol, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from evomerge.config.models import DtypeName, ModelRef
 from evomerge.config.strict import StrictModel
+from evomerge.config.tokenizer import TokenizerConfig
 
 Curve = tuple[float, ...]
 """Values spread over the model's depth and interpolated between (mergekit: a gradient)."""
@@ -41,16 +44,87 @@ class Source(StrictModel):
     parameters: dict[str, Setting] = Field(default_factory=dict)
 
 
+def _forwards(layers: tuple[int, int]) -> tuple[int, int]:
+    first, end = layers
+    if not 0 <= first < end:
+        raise ValueError(
+            f"came [{first}, {end}]; the first layer, from 0, and the one after the last are "
+            "needed, as in [0, 8]."
+        )
+    return layers
+
+
+LayerRange = Annotated[tuple[int, int], AfterValidator(_forwards)]
+"""First layer, from 0, and the one after the last."""
+
+
+class SliceSource(StrictModel):
+    """Layers of a model that go into a slice, with its own parameters."""
+
+    model: ModelRef
+    layer_range: LayerRange
+    parameters: dict[str, Setting] = Field(default_factory=dict)
+
+
+class _Ranged(Protocol):
+    model: ModelRef
+    layer_range: tuple[int, int]
+
+
+Ranged = TypeVar("Ranged", bound=_Ranged)
+
+
+def of_one_depth(sources: tuple[Ranged, ...]) -> tuple[Ranged, ...]:
+    """Refuse the sources of a slice that give different numbers of layers, or none at all."""
+    depths = [source.layer_range[1] - source.layer_range[0] for source in sources]
+    if len(set(depths)) != 1:
+        given = [f"{s.model} gives {depth}" for s, depth in zip(sources, depths, strict=True)]
+        raise ValueError(
+            "the sources of a slice must give the same number of layers, and "
+            f"{', '.join(given) or 'none came'}. Make each layer_range as long as the others."
+        )
+    return sources
+
+
+class Slice(StrictModel):
+    """A run of layers of the merge: the first of each source merged, then the second, and so on."""
+
+    sources: Annotated[tuple[SliceSource, ...], AfterValidator(of_one_depth)]
+    """Models in the order in which they are summed; all give the same number of layers."""
+
+    base_model: ModelRef | None = None
+    """Stands for the recipe's base model here."""
+
+    parameters: dict[str, Setting] = Field(default_factory=dict)
+    """Parameters of this slice, between its sources' own and the recipe's."""
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers of the merge it makes."""
+        first, end = self.sources[0].layer_range
+        return end - first
+
+
 class Recipe(StrictModel):
-    """One merge, ready to be carried out; `config/mergekit.py` prints it for mergekit to replay."""
+    """One merge, ready to be carried out; `config/mergekit.py` prints it for mergekit to replay.
+
+    It merges whole models (`models`), or stacks layers (`slices`).
+    """
 
     merge_method: str
-    models: tuple[Source, ...] = Field(min_length=1)
-    """Models in the order in which they are summed."""
+    models: tuple[Source, ...] = ()
+    """Models in the order in which they are summed; empty where there are slices."""
+
+    slices: tuple[Slice, ...] = ()
+    """The layers of the merge from the first on.
+
+    What lies before the layers (embeddings) is merged as the first slice says, norm and head as the
+    last.
+    """
 
     base_model: ModelRef | None = None
     parameters: dict[str, Setting] = Field(default_factory=dict)
-    """Parameters shared by all models; also the fallback of the models' own."""
+    """Parameters shared by all models; also the fallback of the slices' and models' own."""
 
     dtype: DtypeName | None = None
     """mergekit's arithmetic dtype; it counts only where `out_dtype` is None.
@@ -62,23 +136,54 @@ class Recipe(StrictModel):
     """Dtype of the merged tensors; None is `dtype`, or the base's where that is None too."""
 
     tokenizer_source: str | None = None
-    """`base`, or the model whose tokenizer the merge takes; None is the base (or first model)."""
+    """`base`, `union`, or the model whose tokenizer the merge takes; None copies the base's (or
+    first model's) and aligns nothing."""
+
+    tokenizer: TokenizerConfig | None = None
+    """The vocabulary of the merge in detail; stands in place of `tokenizer_source`."""
+
+    chat_template: str | None = None
+    """`auto`, a name, or the template itself; None keeps that of the tokenizer."""
 
     mask_seed: int = Field(0, ge=0, lt=2**32)
     """Seed of the random masks (DARE, DELLA); without meaning for other methods."""
 
+    @model_validator(mode="after")
+    def _one_form(self) -> "Recipe":
+        if bool(self.models) == bool(self.slices):
+            came = "both" if self.models else "neither"
+            raise ValueError(f"one of models and slices is needed, and {came} came.")
+        if self.tokenizer is not None and self.tokenizer_source is not None:
+            raise ValueError(
+                "tokenizer and tokenizer_source are both given. Keep tokenizer, and write the "
+                "other as its source."
+            )
+        return self
+
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the canonical form, in hexadecimal; recipes of one hash are the same merge."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        fields = self.model_dump(mode="json")
+        # so that a field of a later version changes no hash as long as it says nothing
+        fields = {name: v for name, v in fields.items() if v or name not in _LATER_FIELDS}
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def sources(self) -> Sequence[Source | SliceSource]:
+        """The listed models with their own parameters, of all slices where there are some."""
+        return self.models or [source for part in self.slices for source in part.sources]
 
     @property
     def donor(self) -> ModelRef:
         """The model whose config, and tokenizer unless told otherwise, the merge takes."""
-        return self.base_model or self.models[0].model
+        return self.base_model or self.sources[0].model
 
     def references(self) -> tuple[ModelRef, ...]:
         """Return every model the merge reads, base first, each once."""
-        found = [self.base_model] if self.base_model else []
-        return tuple(dict.fromkeys([*found, *(source.model for source in self.models)]))
+        bases = [self.base_model, *(part.base_model for part in self.slices)]
+        listed = [source.model for source in self.sources]
+        return tuple(dict.fromkeys([*(base for base in bases if base), *listed]))
+
+
+_LATER_FIELDS = ("slices", "tokenizer", "chat_template")

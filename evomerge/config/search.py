@@ -103,8 +103,9 @@ class MergeConfig(StrictModel):
     out_dtype: DtypeName | None = None
     """Dtype of the merged model, scored and exported; None is the base's."""
 
-    tokenizer: str = BASE
-    """Whose tokenizer and chat template the merge takes: `base` or a parent's name."""
+    tokenizer: str | None = None
+    """Whose tokenizer and chat template the merge takes: `base` or a parent's name. Models with
+    other vocabularies are brought to it row by row. None is the base's; others are refused."""
 
 
 class WorkersConfig(StrictModel):
@@ -150,7 +151,7 @@ class SearchConfig(StrictModel):
         """The model whose tokenizer the merge takes."""
         return (
             self.models.base
-            if self.merge.tokenizer == BASE
+            if self.merge.tokenizer in (None, BASE)
             else self.models.parents[self.merge.tokenizer]
         )
 
@@ -254,8 +255,8 @@ def _all_absolute(
 def _check_across(config: SearchConfig) -> None:
     problems = []
     origin, parents = config.origin, list(config.models.parents)
-    if config.merge.tokenizer not in [BASE, *parents]:
-        hint = did_you_mean(config.merge.tokenizer, [BASE, *parents])
+    if config.merge.tokenizer not in [None, BASE, *parents]:
+        hint = did_you_mean(str(config.merge.tokenizer), [BASE, *parents])
         problems.append(
             f"{origin.at('merge', 'tokenizer')}: no model is called "
             f"{config.merge.tokenizer!r}.{hint}"

@@ -57,6 +57,12 @@ class TokenConfig(StrictModel):
     force: bool = False
     """Whether every model gets the source's row, those that have the token too."""
 
+    @model_validator(mode="after")
+    def _force_what(self) -> "TokenConfig":
+        if self.force and self.source is None:
+            raise ValueError("force is true without a source. Name the source to be forced.")
+        return self
+
 
 class TokenizerConfig(StrictModel):
     """The vocabulary of a merge."""

@@ -6,6 +6,7 @@ Elements do not depend on one another, so chunks only bound the memory: some ten
 `CHUNK` numbers, whatever the tensor's size. Letters: M models, P elements of one flat tensor.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -118,12 +119,15 @@ def kept_deltas(
         if i % GROUP == 0 and table.draws(i // GROUP):
             words = random_words(table.key, i // GROUP, first, len(base_P), base_P.device)
         kept_P = delta(source_P, base_P)
+        if table.ceiling(i) < math.inf:
+            kept_P.mul_(kept_P.abs() < table.ceiling(i))
         if table.thresholds[i] > 0:
             # keeps magnitudes above the next smaller number, that is from the threshold on
             below = np.nextafter(np.float32(table.thresholds[i]), np.float32(0.0))
             kept_P = hardshrink(kept_P, float(below))
         if table.keep_levels[i] < KEEP_ALL:
-            kept_P.mul_(words[i % GROUP] < table.keep_levels[i] if table.keep_levels[i] else 0.0)
+            level = table.level(i, first, len(base_P))
+            kept_P.mul_(words[i % GROUP] < level if table.keep_levels[i] else 0.0)
         yield kept_P
 
 

@@ -1,20 +1,21 @@
 """What holds for every candidate of a search, computed when first asked for.
 
-Gram matrices, magnitude thresholds, L1 norms. Sums are in float64 over fixed pieces in a fixed
-order, and selections count integers, so the numbers are the same on every device, for any number of
-threads, in a search and in its export. Letters: M models, P elements of one flat tensor.
+Gram matrices, magnitude thresholds, ranks, L1 norms. Sums are in float64 over fixed pieces in a
+fixed order, and selections count integers, so the numbers are the same on every device, for any
+number of threads, in a search and in its export. Letters: M models, P elements of one flat tensor.
 """
 
 import math
-import struct
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
-import numpy as np
 import torch
 
+from evomerge.kernels.histograms import Histogram, added, count_keys, key_at, smallest_with
 from evomerge.kernels.masks import KEEP_ALL, MaskKey
+from evomerge.kernels.ranks import row_ranks
 from evomerge.kernels.reference import delta, kept_deltas, ranges
 from evomerge.kernels.tables import Mask
 
@@ -26,6 +27,9 @@ SMALL_NORM = 1e-7
 
 Fact = TypeVar("Fact")
 
+Deltas = Sequence[torch.Tensor]
+"""The task vectors, or a piece of each, as float32."""
+
 
 class StatisticsCache:
     """Facts about the tensors of a set of models, kept over the candidates of a search.
@@ -33,19 +37,54 @@ class StatisticsCache:
     Facts are kept by the models' names, so one cache may serve any recipes as long as a name means
     the same files. Memory: for each tensor and parent the occupied ones of 32 768 magnitude bins
     (12 bytes each, some 1 200 in practice), for float32 checkpoints also the occupied parts of each
-    bin that a density led to; and half a kilobyte for each of at most `max_norms` masked norms.
+    bin that a density led to; half a kilobyte for each of at most `max_norms` masked norms; and,
+    once a method asks for them, the ranks of the task vectors' elements, a byte for each.
+
+    Args:
+        max_norms: How many of the facts that most candidates want anew are kept.
+        keep_ranks: Whether ranks are kept. A single merge asks for them once, and without them its
+            memory does not grow with the models. Holds for merged directions too.
+        max_tensor_bytes: Memory for merged directions, which are as large as the tensors in
+            float32; what does not fit is computed anew for each candidate.
     """
 
-    def __init__(self, max_norms: int = 2**16) -> None:
+    def __init__(
+        self, max_norms: int = 2**16, keep_ranks: bool = True, max_tensor_bytes: int = 2**32
+    ) -> None:
         self.max_norms = max_norms
+        self.keep_ranks = keep_ranks
+        self.max_tensor_bytes = max_tensor_bytes
         self._facts: dict[Hashable, object] = {}
         self._norms: dict[Hashable, object] = {}
+        self._tensors: dict[Hashable, tuple[Hashable, torch.Tensor]] = {}
+        self._tensor_bytes = 0
 
     def fact(self, key: Hashable, compute: Callable[[], Fact]) -> Fact:
         """Return what is kept under a key, computing it when it is not there."""
         if key not in self._facts:
             self._facts[key] = compute()
         return self._facts[key]  # type: ignore[return-value]
+
+    def ranks(self, key: Hashable, compute: Callable[[], Fact]) -> Fact:
+        """As `fact`, for what is as large as a tensor."""
+        return self.fact(key, compute) if self.keep_ranks else compute()
+
+    def tensor(
+        self, key: Hashable, variant: Hashable, compute: Callable[[], torch.Tensor]
+    ) -> torch.Tensor:
+        """As `fact`, for a float32 tensor, as long as there is room; only its last variant is kept.
+
+        The caller must not write to what it gets.
+        """
+        known = self._tensors.get(key)
+        if known is not None and known[0] == variant:
+            return known[1]
+        found = compute()
+        growth = found.nbytes - (known[1].nbytes if known else 0)
+        if self.keep_ranks and self._tensor_bytes + growth <= self.max_tensor_bytes:
+            self._tensors[key] = variant, found
+            self._tensor_bytes += growth
+        return found
 
     def norm(self, key: Hashable, compute: Callable[[], Fact]) -> Fact:
         """As `fact`, for what most candidates want anew; forgotten when there is too much of it."""
@@ -57,21 +96,17 @@ class StatisticsCache:
 
 
 @dataclass(frozen=True)
-class Histogram:
-    """How many elements have at least a magnitude key, for the keys that occur.
+class Everything:
+    """All the tensors of a merge, for facts that go beyond one of them.
 
     Attributes:
-        keys: Descending, int32.
-        counts: Elements with this key or a larger one, int64.
+        name: Tells these tensors of these models from any others.
+        tensors: Gives the statistics of every tensor that is merged and not copied, one after
+            another, with the same models in all of them.
     """
 
-    keys: np.ndarray
-    counts: np.ndarray
-
-    def key_at(self, rank: int) -> tuple[int, int]:
-        """Return the key of the rank-th largest element (from 1), and how many keys are larger."""
-        place = int(np.searchsorted(self.counts, rank))
-        return int(self.keys[place]), int(self.counts[place - 1]) if place else 0
+    name: str
+    tensors: "Callable[[], Iterable[TensorStatistics]]"
 
 
 @dataclass(frozen=True)
@@ -81,13 +116,14 @@ class TensorStatistics:
     Attributes:
         name: Name of the tensor.
         base_P: The base's elements, flat, in their stored dtype; None for a method without a base,
-            which has no task vectors and so no use for any of these facts.
+            which has no task vectors.
         source_MP: The parents' elements, flat, in recipe order.
         base: Name of the base.
         models: Names of the parents.
         mask_seed: Seed of the recipe's random masks.
         cache: Where facts are kept.
         shape: Shape of the tensor; None where it is flat.
+        everything: The tensors of the merge; None where this one is all there is.
     """
 
     name: str
@@ -98,6 +134,7 @@ class TensorStatistics:
     mask_seed: int = 0
     cache: StatisticsCache = field(default_factory=StatisticsCache)
     shape: tuple[int, ...] | None = None
+    everything: Everything | None = None
 
     @property
     def full_shape(self) -> tuple[int, ...]:
@@ -114,23 +151,76 @@ class TensorStatistics:
         assert self.base_P is not None, "a method without a base asked for a fact on task vectors"
         return self.base_P
 
+    def fact(self, what: Hashable, compute: Callable[[], Fact]) -> Fact:
+        """Return a fact about this tensor of these models, for every candidate of a search.
+
+        Args:
+            what: Names the fact, with all that it depends on but the tensor and the models.
+            compute: Computes it.
+        """
+        return self.cache.fact((what, self.name, self.base, self.models), compute)
+
+    def fleeting(self, what: Hashable, compute: Callable[[], Fact]) -> Fact:
+        """As `fact`, for what depends on values that most candidates choose anew."""
+        return self.cache.norm((what, self.name, self.base, self.models), compute)
+
+    def pieces(self) -> Iterator[list[torch.Tensor]]:
+        """Yield consecutive pieces of all task vectors, as new float32 tensors."""
+        for start, stop in ranges(len(self._subtracted_P), PIECE):
+            base_P = self._subtracted_P[start:stop].float()
+            yield [delta(source_P[start:stop], base_P) for source_P in self.source_MP]
+
+    def sums(self, terms: Callable[[Deltas], Sequence[torch.Tensor]]) -> tuple[float, ...]:
+        """Return the sums over all elements of the tensors that an expression makes.
+
+        Args:
+            terms: From a piece of all task vectors to float64 tensors of its length.
+        """
+        parts = [[tree_sum(term_P) for term_P in terms(delta_MP)] for delta_MP in self.pieces()]
+        return tuple(math.fsum(part) for part in zip(*parts, strict=True))
+
+    def largest(
+        self, what: Hashable, rank: int, magnitude: Callable[[Deltas], torch.Tensor]
+    ) -> float:
+        """Return the rank-th largest (from 1) of the numbers that an expression makes.
+
+        Args:
+            what: Names the expression, with all that it depends on.
+            rank: From 1 to the number of elements.
+            magnitude: From a piece of all task vectors to a float32 tensor of its length, without
+                negative numbers.
+        """
+        counts = partial(self._counts_of, what, magnitude)
+        return smallest_with(key_at(rank, torch.float32, counts), torch.float32)
+
+    def _counts_of(
+        self, what: Hashable, magnitude: Callable[[Deltas], torch.Tensor], within: int | None
+    ) -> Histogram:
+        values = map(magnitude, self.pieces())
+        return self.fact(
+            ("counts", what, within), lambda: count_keys(values, torch.float32, within)
+        )
+
     def gram(self) -> tuple[tuple[float, ...], ...]:
         """Return the inner products of base, first task vector, second task vector, and so on.
 
         In float64. Task vectors rather than parents, which hardly differ: their angles would drown
-        in rounding.
+        in rounding. Without a base, the inner products of the parents themselves.
         """
-        return self.cache.fact(("gram", self.name, self.base, self.models), self._gram)
+        base = None if self.base_P is None else self.base
+        return self.cache.fact(("gram", self.name, base, self.models), self._gram)
 
     def _gram(self) -> tuple[tuple[float, ...], ...]:
-        size = 1 + len(self.source_MP)
+        size = len(self.source_MP) + (self.base_P is not None)
         parts: dict[tuple[int, int], list[float]] = {
             (i, j): [] for i in range(size) for j in range(i, size)
         }
-        for start, stop in ranges(len(self._subtracted_P), PIECE):
-            base_P = self._subtracted_P[start:stop].float()
-            deltas = [delta(source_P[start:stop], base_P) for source_P in self.source_MP]
-            rows = [row_P.double() for row_P in (base_P, *deltas)]
+        for start, stop in ranges(len(self.source_MP[0]), PIECE):
+            rows = [source_P[start:stop].float() for source_P in self.source_MP]
+            if self.base_P is not None:
+                base_P = self.base_P[start:stop].float()
+                rows = [base_P, *(delta(source_P, base_P) for source_P in rows)]
+            rows = [row_P.double() for row_P in rows]
             for (i, j), part in parts.items():
                 part.append(tree_sum(rows[i] * rows[j]))
         sums = {pair: math.fsum(part) for pair, part in parts.items()}
@@ -157,71 +247,138 @@ class TensorStatistics:
             return 0.0
         if density <= 0:
             return math.inf
-        rank = max(1, int(density * size))
-        key, num_larger = self._histogram(model).key_at(rank)
-        dtype = self._key_dtype(model)
-        if dtype is not torch.float32:
-            return smallest_rounding_to(key, dtype)
-        low, _ = self._histogram(model, within=key).key_at(rank - num_larger)
-        return _float32(key << 16 | low)
+        return self._edges(model, max(1, int(density * size)))[0]
 
-    def _key_dtype(self, model: int) -> torch.dtype:
+    def band(self, model: int, density: float, gamma: float) -> tuple[float, float]:
+        """Return between which magnitudes a task vector is kept that loses its largest, too.
+
+        The largest floor(gamma * P) elements are dropped, of the rest the largest floor(density *
+        P) are kept; where so many are not left, the smallest floor(density * P) of all. What equals
+        the first or the last of them is kept with it; magnitudes compare as in `threshold`.
+
+        Args:
+            model: Position of the parent.
+            density: Share to keep, in [0, 1]; 1 keeps all.
+            gamma: Share of the largest, in [0, 1].
+
+        Returns:
+            Float32 numbers t and u such that exactly these have `t <= |delta| < u`.
+        """
+        size = len(self._subtracted_P)
+        count = int(density * size)
+        if density >= 1 or size == 0:
+            return 0.0, math.inf
+        if count == 0:
+            return math.inf, math.inf
+        num_larger = min(int(gamma * size), size - count)
+        ceiling = self._edges(model, num_larger + 1)[1] if num_larger else math.inf
+        return self._edges(model, num_larger + count)[0], ceiling
+
+    def whole_threshold(self, model: int, density: float) -> float:
+        """As `threshold`, for the share of a task vector over all tensors of the merge.
+
+        Magnitudes are compared at the precision of the checkpoints where all tensors have one
+        dtype, else in float32.
+        """
+        if density >= 1:
+            return 0.0
+        if density <= 0:
+            return math.inf
+        size, dtype, histogram = self._for_all(model, "counts", lambda: self._count_all(model))
+        if size == 0:
+            return 0.0
+        counts = partial(self._counts_in_all, model, histogram)
+        return smallest_with(key_at(max(1, int(density * size)), dtype, counts), dtype)
+
+    def _counts_in_all(self, model: int, of_all: Histogram, within: int | None) -> Histogram:
+        if within is None:
+            return of_all
+        return self._for_all(model, within, lambda: self._counted(model, within))
+
+    def _for_all(self, model: int, what: Hashable, compute: Callable[[], Fact]) -> Fact:
+        if self.everything is None:
+            return self.fact(("all", model, what), compute)
+        return self.cache.fact(("everything", self.everything.name, model, what), compute)
+
+    def _all(self) -> "Iterable[TensorStatistics]":
+        return [self] if self.everything is None else self.everything.tensors()
+
+    def _count_all(self, model: int) -> tuple[int, torch.dtype, Histogram]:
+        parts = [
+            (len(tensor.source_MP[0]), tensor.key_dtype(model), tensor.histogram(model))
+            for tensor in self._all()
+        ]
+        size, dtypes = sum(size for size, _, _ in parts), {dtype for _, dtype, _ in parts}
+        if len(dtypes) == 1:
+            return size, dtypes.pop(), added(part for _, _, part in parts)
+        return size, torch.float32, self._counted(model, None)
+
+    def _counted(self, model: int, within: int | None) -> Histogram:
+        magnitudes = (tensor.magnitudes(model) for tensor in self._all())
+        return added(count_keys(pieces, torch.float32, within) for pieces in magnitudes)
+
+    def ranks(self, model: int) -> torch.Tensor:
+        """Return the ranks of a task vector's magnitudes within its rows; see `row_ranks`.
+
+        Magnitudes compare as in `threshold`.
+        """
+        key = ("ranks", self.name, self.base, self.models[model])
+        return self.cache.ranks(key, lambda: self._ranks(model))
+
+    def _ranks(self, model: int) -> torch.Tensor:
+        magnitude_P = torch.empty(len(self._subtracted_P), device=self._subtracted_P.device)
+        places = ranges(len(magnitude_P), PIECE)
+        for (start, stop), piece_P in zip(places, self.magnitudes(model), strict=True):
+            magnitude_P[start:stop] = piece_P.to(self.key_dtype(model))
+        return row_ranks(magnitude_P, self.full_shape)
+
+    def key_dtype(self, model: int) -> torch.dtype:
+        """Return the dtype in which the magnitudes of a task vector are compared."""
         same = self._subtracted_P.dtype is self.source_MP[model].dtype
         return self._subtracted_P.dtype if same else torch.float32
 
-    def _histogram(self, model: int, within: int | None = None) -> Histogram:
-        key = ("histogram", self.name, self.base, self.models[model], within)
-        return self.cache.fact(key, lambda: self._count_keys(model, within))
-
-    def _count_keys(self, model: int, within: int | None) -> Histogram:
-        """Count magnitudes by their upper 15 bits, or those `within` one bin by their lower 16."""
-        dtype = self._key_dtype(model)
-        counts = torch.zeros(2**16, dtype=torch.int64, device=self._subtracted_P.device)
+    def magnitudes(self, model: int) -> Iterator[torch.Tensor]:
+        """Yield consecutive pieces of the magnitudes of a task vector, as new float32 tensors."""
         for start, stop in ranges(len(self._subtracted_P), PIECE):
             base_P = self._subtracted_P[start:stop].float()
-            magnitude_P = delta(self.source_MP[model][start:stop], base_P).abs_()
-            if dtype is not torch.float32:
-                keys = magnitude_P.to(dtype).view(torch.int16).long()
-            else:
-                bits = magnitude_P.view(torch.int32).long()
-                keys = bits >> 16 if within is None else bits[bits >> 16 == within] & 0xFFFF
-            counts += torch.bincount(keys, minlength=2**16)
-        found = counts.nonzero().flatten().flip(0)
-        return Histogram(found.int().cpu().numpy(), counts[found].cumsum(0).cpu().numpy())
+            yield delta(self.source_MP[model][start:stop], base_P).abs_()
 
-    def rescales(
-        self, thresholds: tuple[float, ...], keep_levels: tuple[int, ...]
-    ) -> tuple[float, ...]:
-        """Return each task vector's L1 norm divided by what dropping elements leaves of it.
+    def histogram(self, model: int, within: int | None = None) -> Histogram:
+        """Return the counts of a task vector's magnitudes; see `histograms.count_keys`."""
+        key = ("histogram", self.name, self.base, self.models[model], within)
+        dtype = self.key_dtype(model)
+        return self.cache.fact(key, lambda: count_keys(self.magnitudes(model), dtype, within))
 
-        The factor is 1 where either is below `SMALL_NORM`: there is nothing to restore.
+    def _edges(self, model: int, rank: int) -> tuple[float, float]:
+        """Return the smallest magnitude that compares equal to the rank-th largest, and larger."""
+        dtype = self.key_dtype(model)
+        key = key_at(rank, dtype, lambda within: self.histogram(model, within))
+        return smallest_with(key, dtype), smallest_with(key + 1, dtype)
 
-        Args:
-            thresholds: Smallest magnitude kept; see `Mask`.
-            keep_levels: Share kept at random; see `Mask`.
+    def rescales(self, mask: Mask) -> tuple[float, ...]:
+        """Return each task vector's L1 norm divided by what a mask leaves of it.
+
+        The factor is 1 where either is below `SMALL_NORM`: there is nothing to restore. How the
+        mask scales and sums is not looked at.
         """
-        everything = (0.0,) * len(self.models), (KEEP_ALL,) * len(self.models)
-        kept = (thresholds, keep_levels)
-        key = ("l1", self.name, self.base, self.models)
-        before = after = self.cache.fact(key, lambda: self._l1_norms(*everything))
-        if kept != everything:
-            key_kept = (*key, self.mask_seed, kept)
-            after = self.cache.norm(key_kept, lambda: self._l1_norms(*kept))
+        before = after = self.fact("l1", lambda: self._l1_norms(self._keeping_all()))
+        kept = (mask.thresholds, mask.ceilings, mask.keep_levels, mask.rank_steps)
+        if mask.drops():
+            after = self.fleeting(("l1", mask.key, kept), lambda: self._l1_norms(mask))
         return tuple(
             b / a if min(a, b) >= SMALL_NORM else 1.0 for b, a in zip(before, after, strict=True)
         )
 
-    def _l1_norms(
-        self, thresholds: tuple[float, ...], keep_levels: tuple[int, ...]
-    ) -> tuple[float, ...]:
-        ones = (1.0,) * len(self.models)
-        table = Mask(ones, ones, thresholds, keep_levels, self.mask_key)
+    def _keeping_all(self) -> Mask:
+        ones, zeros = (1.0,) * len(self.models), (0.0,) * len(self.models)
+        return Mask(ones, ones, zeros, (KEEP_ALL,) * len(self.models), self.mask_key)
+
+    def _l1_norms(self, mask: Mask) -> tuple[float, ...]:
         parts: list[list[float]] = [[] for _ in self.models]
         for start, stop in ranges(len(self._subtracted_P), PIECE):
             base_P = self._subtracted_P[start:stop].float()
             sources = [source_P[start:stop] for source_P in self.source_MP]
-            kept_MP = kept_deltas(table, base_P, sources, start)
-            for part, kept_P in zip(parts, kept_MP, strict=True):
+            for part, kept_P in zip(parts, kept_deltas(mask, base_P, sources, start), strict=True):
                 part.append(tree_sum(kept_P.abs_().double()))
         return tuple(math.fsum(part) for part in parts)
 
@@ -238,33 +395,8 @@ def tree_sum(value_P: torch.Tensor) -> float:
 
 def is_finite(tensor_P: torch.Tensor) -> bool:
     """Whether a flat tensor holds neither NaN nor Inf."""
-    pieces = (tensor_P[start:stop] for start, stop in ranges(len(tensor_P), PIECE))
     # a sum is finite only if all its terms are, and far cheaper; one that overflows proves nothing
-    return all(bool(p.sum(dtype=torch.float32).isfinite() or p.isfinite().all()) for p in pieces)
-
-
-def smallest_rounding_to(key: int, dtype: torch.dtype) -> float:
-    """Return the smallest float32 that rounds to a 16-bit float (to nearest, ties to even).
-
-    Args:
-        key: Bits of the 16-bit number, which is not negative.
-        dtype: `torch.bfloat16` or `torch.float16`.
-    """
-    if key == 0:
-        return 0.0
-    # half-way to the number below; that itself rounds to whichever of the two is even
-    if dtype is torch.bfloat16:
-        return _float32((key << 16) - 0x8000 + (key & 1))
-    middle = np.float32((_float16(key - 1) + _float16(key)) / 2)
-    return float(np.nextafter(middle, np.float32(np.inf)) if key & 1 else middle)
-
-
-def _float16(bits: int) -> float:
-    if bits == 0x7C00:  # infinity: what the next power of two rounds to
-        return 65536.0
-    return float(np.uint16(bits).view(np.float16))
-
-
-def _float32(bits: int) -> float:
-    value: float = struct.unpack("<f", struct.pack("<I", bits))[0]
-    return value
+    # below 2**15 numbers torch does not call its other threads, which cost more than they help here
+    pieces = tensor_P.split(PIECE - 1)
+    total = sum((piece_P.sum() for piece_P in pieces), start=torch.zeros(()))
+    return bool(total.isfinite()) or all(bool(piece_P.isfinite().all()) for piece_P in pieces)

@@ -1,7 +1,8 @@
 """Tables: what a kernel is to do with one tensor; a few numbers, or an expression of a method."""
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -28,7 +29,8 @@ class Mask:
     """Task vectors with elements dropped, summed and added to the base.
 
     An element of the i-th task vector is kept where its magnitude is at least `thresholds[i]` and
-    its random number is below `keep_levels[i]`. Without `elect` the result is
+    below `ceilings[i]`, and its random number is below `keep_levels[i]`, to which its rank adds
+    `rank_steps[i]` times itself. Without `elect` the result is
     `base + lam * sum_i scales[i] * kept_i`. With `elect`, each element takes the sum of its
     positive or of its negative terms, whichever is larger in magnitude, plus if they cancel;
     `normalize` divides it by the summed weights of the models in it, a sum of 0 counting as 1.
@@ -42,6 +44,9 @@ class Mask:
         elect: Whether each element's sign is elected.
         normalize: Whether the elected sum is divided; needs `elect`.
         lam: Scale of the merged task vector.
+        ceilings: Float32 numbers; infinity keeps all. Empty where no model has one.
+        rank_steps: What each rank adds to the keep level, 0 nothing. Empty where none count.
+        ranks: Each element's rank, flat uint8 tensors; not read where the step is 0.
     """
 
     scales: tuple[float, ...]
@@ -52,11 +57,38 @@ class Mask:
     elect: bool = False
     normalize: bool = False
     lam: float = 1.0
+    ceilings: tuple[float, ...] = ()
+    rank_steps: tuple[int, ...] = ()
+    ranks: tuple[torch.Tensor | None, ...] = field(default=(), compare=False)
 
     def draws(self, group: int) -> bool:
         """Whether any source of a group (see `masks.random_words`) needs random numbers."""
         levels = self.keep_levels[GROUP * group : GROUP * (group + 1)]
         return any(0 < level < KEEP_ALL for level in levels)
+
+    def drops(self) -> bool:
+        """Whether any element of any source may be dropped."""
+        kept_whole = (
+            all(threshold == 0 for threshold in self.thresholds),
+            all(ceiling == math.inf for ceiling in self.ceilings),
+            all(level == KEEP_ALL for level in self.keep_levels),
+        )
+        return not all(kept_whole)
+
+    def ceiling(self, model: int) -> float:
+        """Return the magnitude from which on a model's elements are dropped."""
+        return self.ceilings[model] if self.ceilings else math.inf
+
+    def level(self, model: int, first: int, count: int) -> int | torch.Tensor:
+        """Return the level below which random numbers keep, for consecutive elements of a model.
+
+        One number, or an int64 tensor of `count` where ranks matter.
+        """
+        rank_P = self.ranks[model] if self.rank_steps and self.rank_steps[model] else None
+        if rank_P is None:
+            return self.keep_levels[model]
+        ranks = rank_P[first : first + count].long()
+        return ranks.mul_(self.rank_steps[model]).add_(self.keep_levels[model])
 
 
 Expression = Callable[[torch.Tensor | None, Sequence[torch.Tensor]], torch.Tensor]

@@ -2,24 +2,40 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from evomerge.checkpoints.source import TensorSource
 from evomerge.checkpoints.writer import TensorSpec
 from evomerge.config.layout import Layout
-from evomerge.config.recipe import Recipe, Source
-from evomerge.config.resolve import parameter_at
+from evomerge.config.params import Param
+from evomerge.config.recipe import Recipe
+from evomerge.config.resolve import Levels, Position, parameter_at
 from evomerge.errors import MergeError
 from evomerge.merging.checks import (
+    config_problems,
+    layer_problems,
     model_problems,
     parameter_problems,
-    parents_of,
     stop_at,
     tensor_problems,
 )
+from evomerge.merging.parts import BoundPart, Member, bind, output_depth, parts_of
 from evomerge.methods import METHODS
 from evomerge.methods.method import Method, Values
+
+
+class TensorInput(NamedTuple):
+    """A tensor that is read.
+
+    Attributes:
+        model: The model as the recipe writes it.
+        name: The tensor's name in it.
+    """
+
+    model: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -27,13 +43,22 @@ class TensorJob:
     """What is to be done for one tensor.
 
     Attributes:
-        spec: Name, the same in every model; shape; dtype of the result.
+        spec: Name and shape; dtype of the result.
         values: The method's parameters for it; None for integers and booleans, which are copied
             and must agree.
+        base: The base's tensor; None where no task vectors are made.
+        parents: The tensors that are merged, in the order of their models.
     """
 
     spec: TensorSpec
     values: Values | None
+    base: TensorInput | None
+    parents: tuple[TensorInput, ...]
+
+    @property
+    def inputs(self) -> tuple[TensorInput, ...]:
+        """Every tensor that is read, the base's first."""
+        return self.parents if self.base is None else (self.base, *self.parents)
 
 
 @dataclass(frozen=True)
@@ -43,21 +68,15 @@ class MergePlan:
     Attributes:
         recipe: The merge.
         method: Its method.
-        base: The base model as the recipe writes it; None where the method needs none.
-        parents: The models that are merged, as the recipe writes them, in its order.
+        layers: For each layer of the merge, the layer of the recipe's donor that its config
+            describes it by; None where the merge has the donor's layers in their order.
         jobs: One for each tensor, sorted by name.
     """
 
     recipe: Recipe
     method: Method
-    base: str | None
-    parents: tuple[str, ...]
+    layers: tuple[int, ...] | None
     jobs: tuple[TensorJob, ...]
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """Every model that is read: the base, if the method needs one, and the parents."""
-        return self.parents if self.base is None else (self.base, *self.parents)
 
 
 def make_plan(recipe: Recipe, sources: Mapping[str, TensorSource], layout: Layout) -> MergePlan:
@@ -67,7 +86,7 @@ def make_plan(recipe: Recipe, sources: Mapping[str, TensorSource], layout: Layou
         recipe: The merge.
         sources: The models' tensors, by the references as the recipe writes them
             (`str(ModelRef)`).
-        layout: The layers of the recipe's donor, which layer curves refer to.
+        layout: The layers of the recipe's donor.
 
     Raises:
         ConfigError: There is no such merge method.
@@ -75,71 +94,82 @@ def make_plan(recipe: Recipe, sources: Mapping[str, TensorSource], layout: Layou
             problems.
     """
     method = METHODS[recipe.merge_method]
-    stop_at([*model_problems(recipe, method), *parameter_problems(recipe, method)])
-    parents = parents_of(recipe, method)
-    stop_at(tensor_problems(recipe, sources))
-    donor = sources[str(recipe.donor)]
-    values = _values_of_all(recipe, method, parents, layout, donor)
+    parts = parts_of(recipe, layout)
+    stop_at([*model_problems(recipe, method, parts), *parameter_problems(recipe, method)])
+    stop_at(layer_problems(recipe, parts, sources, layout))
+    bound = [bind(part, method, sources, layout.layer_prefix) for part in parts]
+    stop_at(problem for part in bound for problem in tensor_problems(part))
+    stop_at(config_problems(recipe, bound, sources, layout))
+    jobs: list[TensorJob] = []
+    problems: dict[str, str] = {}
+    for part in bound:
+        for name in part.donor.given:
+            try:
+                jobs.append(_job(recipe, method, part, layout, name))
+            except MergeError as error:
+                # what is wrong, and the first tensor where it is
+                problems.setdefault(str(error).partition(": ")[2], name)
+    stop_at(f"{name}: {problem}" for problem, name in problems.items())
+    layers = output_depth(recipe, layout)
     return MergePlan(
         recipe=recipe,
         method=method,
-        base=_base_of(recipe, method),
-        parents=tuple(str(source.model) for source in parents),
-        jobs=tuple(
-            TensorJob(_spec(recipe, donor, name), values.get(name)) for name in donor.names()
-        ),
+        layers=None if layers == list(range(layout.num_layers)) else tuple(layers),
+        jobs=tuple(sorted(jobs, key=lambda job: job.spec.name)),
     )
 
 
-def _base_of(recipe: Recipe, method: Method) -> str | None:
-    has_deltas = method.has_deltas(recipe.base_model is not None)
-    return str(recipe.base_model) if has_deltas else None
+def _job(recipe: Recipe, method: Method, bound: BoundPart, layout: Layout, name: str) -> TensorJob:
+    spec = _spec(recipe, bound.donor, name)
+    merged = spec.dtype.is_floating_point
+    return TensorJob(
+        spec=spec,
+        values=_values_at(recipe, method, bound, layout, name) if merged else None,
+        base=None if bound.base is None else _input(bound.base, name),
+        parents=tuple(_input(parent, name) for parent in bound.parents),
+    )
 
 
-def _spec(recipe: Recipe, donor: TensorSource, name: str) -> TensorSpec:
-    dtype, wanted = donor.dtype(name), recipe.out_dtype or recipe.dtype
+def _input(member: Member, name: str) -> TensorInput:
+    return TensorInput(member.name, member.given[name])
+
+
+def _spec(recipe: Recipe, donor: Member, name: str) -> TensorSpec:
+    stored, wanted = donor.given[name], recipe.out_dtype or recipe.dtype
+    dtype = donor.tensors.merged_dtype(stored)
     if wanted and dtype.is_floating_point:
         dtype = getattr(torch, wanted)
-    return TensorSpec(name, donor.shape(name), dtype)
-
-
-def _values_of_all(
-    recipe: Recipe,
-    method: Method,
-    parents: tuple[Source, ...],
-    layout: Layout,
-    donor: TensorSource,
-) -> dict[str, Values]:
-    values: dict[str, Values] = {}
-    # what is wrong, and the first tensor where it is
-    problems: dict[str, str] = {}
-    for name in donor.names():
-        if donor.dtype(name).is_floating_point:
-            try:
-                values[name] = _values_at(recipe, method, parents, layout, name)
-            except MergeError as error:
-                problems.setdefault(str(error).removeprefix(f"{name}: "), name)
-    stop_at(f"{name}: {problem}" for problem, name in problems.items())
-    return values
+    return TensorSpec(name, donor.tensors.shape(stored), dtype)
 
 
 def _values_at(
-    recipe: Recipe, method: Method, parents: tuple[Source, ...], layout: Layout, name: str
+    recipe: Recipe, method: Method, bound: BoundPart, layout: Layout, name: str
 ) -> Values:
+    part, layer = bound.part, layout.layer_of(name)
+    position = Position(None if layer is None else layer - part.first_layer, part.num_layers)
+    levels = (part.parameters, recipe.parameters)
     per_model = {
         param.name: tuple(
-            float(parameter_at(param, name, layout, recipe, source)) for source in parents
+            float(_own_value(param, position, levels, method, parent, name))
+            for parent in bound.parents
         )
         for param in method.params
         if param.per_model
     }
     shared = {
-        param.name: parameter_at(param, name, layout, recipe, None)
+        param.name: parameter_at(param, name, position, levels, method.name)
         for param in method.params
         if not param.per_model
     }
     values = Values(per_model, shared)
     problem = method.refuse(values)
     if problem:
-        raise MergeError(f"{name}: {problem}")
+        raise MergeError(f"{name}: {', '.join(parent.name for parent in bound.parents)}: {problem}")
     return values
+
+
+def _own_value(
+    param: Param, position: Position, levels: Levels, method: Method, parent: Member, name: str
+) -> float | bool:
+    levels, given = (parent.parameters, *levels), parent.given[name]
+    return parameter_at(param, given, position, levels, method.name, parent.name)

@@ -1,23 +1,18 @@
 """merge: from a recipe to a folder, in one call."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from evomerge.checkpoints.architecture import layout_of
-from evomerge.checkpoints.fingerprint import fingerprint
-from evomerge.checkpoints.index import read_json
-from evomerge.checkpoints.locate import locate
-from evomerge.checkpoints.reader import open_checkpoint
+from evomerge.adapters.open import fingerprint_of, open_model
 from evomerge.checkpoints.sidecars import copy_sidecars
 from evomerge.checkpoints.writer import GIB
-from evomerge.config.models import ModelRef
 from evomerge.config.recipe import Recipe
-from evomerge.errors import MergeError
 from evomerge.kernels.statistics import StatisticsCache
-from evomerge.merging.folder import write_folder
-from evomerge.merging.plan import MergePlan, make_plan
-from evomerge.merging.provenance import write_provenance
+from evomerge.merging.bind import BoundMerge, ModelSet
+from evomerge.merging.folder import Destination, Progress, quietly, write_folder
+from evomerge.merging.model_card import write_model_card
+from evomerge.merging.provenance import identity_of, write_provenance
 
 
 def merge(
@@ -25,14 +20,20 @@ def merge(
     out: Path,
     statistics: StatisticsCache | None = None,
     shard_bytes: int = 5 * GIB,
+    notify: Callable[[Progress], None] = quietly,
 ) -> str:
     """Carry out a recipe and write the result as a complete checkpoint.
+
+    A merge that was killed or stopped (Ctrl-C) is gone on with by the next call for the same recipe
+    and folder; whatever else goes wrong leaves nothing behind. The memory it takes is that of the
+    largest tensor in all models, whatever the models' size, except that pickled models are mapped.
 
     Args:
         recipe: The merge; its models are looked up, and downloaded where they are hub ids.
         out: The new folder; must not exist, or be empty.
         statistics: What a search has found out about these models, to be reused; None starts anew.
         shard_bytes: Most bytes of tensors in one file.
+        notify: Called at the start and whenever a tensor is written.
 
     Returns:
         The weights' digest, equal to that of the candidate that was scored with this recipe.
@@ -43,57 +44,38 @@ def merge(
         MergeError: The recipe is not a merge of these models.
         NonFiniteError: NaN or Inf in a model, or in the result.
     """
-    folders = {str(reference): locate(reference) for reference in recipe.references()}
-    sources = {name: open_checkpoint(folder, name) for name, folder in folders.items()}
-    plan = make_plan(recipe, sources, layout_of(sources[str(recipe.donor)].names()))
-    write_beside = partial(_write_beside, plan, folders, tokenizer_folder(recipe, folders))
-    cache = statistics or StatisticsCache()
-    return write_folder(plan, sources, cache, out, write_beside, shard_bytes)
+    sources = {str(ref): open_model(ref, mapped=False) for ref in recipe.references()}
+    folders = {name: source.folder for name, source in sources.items()}
+    bound = ModelSet(sources).bind(recipe)
+    fingerprints = {name: fingerprint_of(source) for name, source in sources.items()}
+    write_beside = partial(_write_beside, bound, folders, fingerprints)
+    # a changed tokenizer is written into a temporary folder, so its rows count, not its files
+    identity = identity_of(bound.plan, fingerprints, folders.values()) + bound.vocabulary.digest
+    to = Destination(out, shard_bytes, identity, notify)
+    # one merge needs ranks once, and its memory must not grow with the models
+    statistics = statistics or StatisticsCache(keep_ranks=False)
+    return write_folder(bound.plan, bound.sources, statistics, to, write_beside)
 
 
 def _write_beside(
-    plan: MergePlan, folders: Mapping[str, Path], tokenizer_donor: Path, out: Path, digest: str
+    bound: BoundMerge,
+    folders: Mapping[str, Path],
+    fingerprints: Mapping[str, str],
+    out: Path,
+    digest: str,
 ) -> None:
+    plan, vocabulary = bound.plan, bound.vocabulary
     recipe = plan.recipe
     donor = folders[str(recipe.donor)]
     dtype = recipe.out_dtype or recipe.dtype
-    sidecars = copy_sidecars(donor, tokenizer_donor, out, dtype=dtype)
-    fingerprints = {name: fingerprint(folder) for name, folder in folders.items()}
+    sidecars = copy_sidecars(
+        donor,
+        vocabulary.tokenizer_folder,
+        out,
+        dtype=dtype,
+        vocab_size=vocabulary.size,
+        numbered_by=vocabulary.numbered_by,
+        layers=plan.layers,
+    )
     write_provenance(out, plan, digest, fingerprints, sidecars)
-
-
-def tokenizer_folder(recipe: Recipe, folders: Mapping[str, Path]) -> Path:
-    """Return the folder of the model whose tokenizer goes with the merge.
-
-    Raises:
-        MergeError: It gives a token another number than the donor of the weights does, as far as
-            their tokenizer.json tell.
-    """
-    donor = folders[str(recipe.donor)]
-    if recipe.tokenizer_source in (None, "base", str(recipe.donor)):
-        return donor
-    reference = ModelRef.model_validate(recipe.tokenizer_source)
-    folder = folders.get(str(reference)) or locate(reference)
-    theirs = _token_ids(folder)
-    moved = [
-        token for token, number in _token_ids(donor).items() if theirs.get(token, number) != number
-    ]
-    if moved:
-        raise MergeError(
-            f"tokenizer_source: {reference} and {recipe.donor} number {len(moved)} tokens "
-            f"differently, first {moved[0]!r}, and moving embeddings between vocabularies is not "
-            "supported yet. Use tokenizer_source: base."
-        )
-    return folder
-
-
-def _token_ids(folder: Path) -> dict[str, int]:
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        return {}
-    tokenizer = read_json(path, str(folder))
-    vocabulary = tokenizer.get("model", {}).get("vocab", {})
-    if isinstance(vocabulary, list):  # a unigram model lists [token, log probability]
-        vocabulary = {token: number for number, (token, _) in enumerate(vocabulary)}
-    added = tokenizer.get("added_tokens", [])
-    return {**vocabulary, **{token["content"]: token["id"] for token in added}}
+    write_model_card(out, plan, digest, folders)

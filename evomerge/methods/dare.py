@@ -1,11 +1,14 @@
 """DARE: drop random elements of the task vectors and scale up the rest; then sum, plain or by TIES.
 
 Yu 2023, https://arxiv.org/abs/2311.03099. Survivors are scaled to the L1 norm of the whole task
-vector, as mergekit does, and not by 1/density as in the paper. Kernel: mask by random numbers.
+vector, as mergekit does; `rescale_by_density` divides them by the density, as in the paper. Kernel:
+mask by random numbers.
 """
 
 import dataclasses
+from functools import partial
 
+from evomerge.config.params import Param
 from evomerge.kernels.masks import keep_level
 from evomerge.kernels.statistics import TensorStatistics
 from evomerge.kernels.tables import Mask
@@ -16,52 +19,61 @@ from evomerge.methods.method import (
     WEIGHT,
     Method,
     Values,
-    divisor,
+    finished,
     normalize,
     rescale,
-    rescaled,
 )
 
 
-def linear_table(values: Values, statistics: TensorStatistics) -> Mask:
-    """Return lambda times each rescaled weight, divided by their sum where `normalize` is set."""
-    total, lam = divisor(values), values.shared["lambda"]
-    coefficients = tuple(lam * weight / total for weight in values.per_model["weight"])
-    return _dropping(values, statistics, coefficients)
+def table(values: Values, statistics: TensorStatistics, elect: bool) -> Mask:
+    """Return each rescaled weight, and the share of random numbers that keeps the density."""
+    weights, densities = values.per_model["weight"], values.per_model["density"]
+    thresholds, levels = (0.0,) * len(weights), tuple(map(keep_level, densities))
+    kept = Mask(weights, weights, thresholds, levels, statistics.mask_key)
+    factors = None
+    if values.shared["rescale_by_density"]:
+        factors = tuple(1.0 / density if density > 0 else 1.0 for density in densities)
+    return finished(kept, values, statistics, elect, factors)
 
 
-def ties_table(values: Values, statistics: TensorStatistics) -> Mask:
-    """Return each rescaled weight; election, division and lambda are left to the kernel."""
-    return dataclasses.replace(
-        _dropping(values, statistics, values.per_model["weight"]),
-        elect=True,
-        normalize=bool(values.shared["normalize"]),
-        lam=values.shared["lambda"],
-    )
-
-
-def _dropping(
-    values: Values, statistics: TensorStatistics, coefficients: tuple[float, ...]
-) -> Mask:
-    levels = tuple(keep_level(density) for density in values.per_model["density"])
-    thresholds = (0.0,) * len(levels)
-    scales = rescaled(coefficients, values, statistics, thresholds, levels)
-    return Mask(scales, values.per_model["weight"], thresholds, levels, statistics.mask_key)
+def two_ways_to_rescale(values: Values) -> str | None:
+    """Refuse to rescale by density where rescaling is switched off."""
+    if values.shared["rescale_by_density"] and not values.shared["rescale"]:
+        return (
+            "rescale_by_density is true and rescale is false, and the first says how the second is "
+            "done. Set both to true, or rescale_by_density to false."
+        )
+    return None
 
 
 LINEAR = Method(
     name="dare_linear",
     summary="random elements of the task vectors, rescaled, in a weighted sum",
     source="https://arxiv.org/abs/2311.03099",
-    params=(WEIGHT, DENSITY, LAMBDA, normalize(False), rescale(True), INT8_MASK),
-    table=linear_table,
+    params=(
+        WEIGHT,
+        DENSITY,
+        LAMBDA,
+        normalize(False),
+        rescale(True),
+        Param(
+            name="rescale_by_density",
+            meaning="rescale by dividing by the density, not to the L1 norm",
+            default=False,
+            per_model=False,
+            kind="bool",
+        ),
+        INT8_MASK,
+    ),
+    table=partial(table, elect=False),
     base="required",
     random_masks=True,
+    refuse=two_ways_to_rescale,
 )
 
 TIES = dataclasses.replace(
     LINEAR,
     name="dare_ties",
     summary="random elements of the task vectors, rescaled, summed where signs agree",
-    table=ties_table,
+    table=partial(table, elect=True),
 )

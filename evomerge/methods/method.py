@@ -1,12 +1,13 @@
 """Method: a row of the table of merge methods; and the parameters that several methods share."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from evomerge.config.params import Param
 from evomerge.kernels.statistics import TensorStatistics
-from evomerge.kernels.tables import KernelTable
+from evomerge.kernels.tables import KernelTable, Mask
 
 
 @dataclass(frozen=True)
@@ -130,15 +131,30 @@ def divisor(values: Values) -> float:
     return total if values.shared["normalize"] and abs(total) >= 1e-8 else 1.0
 
 
-def rescaled(
-    coefficients: tuple[float, ...],
+def finished(
+    kept: Mask,
     values: Values,
     statistics: TensorStatistics,
-    thresholds: tuple[float, ...],
-    keep_levels: tuple[int, ...],
-) -> tuple[float, ...]:
-    """Return each model's coefficient, made up for what its mask removes where `rescale` is set."""
-    if not values.shared["rescale"]:
-        return coefficients
-    factors = statistics.rescales(thresholds, keep_levels)
-    return tuple(c * factor for c, factor in zip(coefficients, factors, strict=True))
+    elect: bool,
+    factors: tuple[float, ...] | None = None,
+) -> Mask:
+    """Return the mask of a method that drops elements, from one that only says which.
+
+    Args:
+        kept: What is kept.
+        values: Weights, `lambda`, `normalize` and, without factors, `rescale`.
+        statistics: Facts on the tensor.
+        elect: Whether signs are elected (Yadav 2023); else a weighted sum.
+        factors: What each task vector is multiplied by to make up for what it lost; None is what
+            gives back its L1 norm where `rescale` is set, and 1 elsewhere.
+    """
+    weights, lam = values.per_model["weight"], values.shared["lambda"]
+    if factors is None:
+        factors = statistics.rescales(kept) if values.shared["rescale"] else (1.0,) * len(weights)
+    if elect:
+        scales = tuple(weight * factor for weight, factor in zip(weights, factors, strict=True))
+        normalize = bool(values.shared["normalize"])
+        return dataclasses.replace(kept, scales=scales, elect=True, normalize=normalize, lam=lam)
+    total = divisor(values)
+    scales = tuple(lam * w / total * factor for w, factor in zip(weights, factors, strict=True))
+    return dataclasses.replace(kept, scales=scales)

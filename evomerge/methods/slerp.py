@@ -8,12 +8,16 @@ as it comes. Kernel: span over base and model.
 import math
 
 from evomerge.config.params import Param
+from evomerge.errors import MergeError
 from evomerge.kernels.statistics import TensorStatistics
 from evomerge.kernels.tables import Span
 from evomerge.methods.method import Method, Values
 
 PARALLEL = 0.9995
-"""Cosine of either sign above which the straight line is taken: the arc is too short, or vague."""
+"""Cosine above which the arc is so short that the straight line is taken."""
+
+OPPOSITE = -0.9995
+"""Cosine below which there are arcs to every side, none of them shorter than the others."""
 
 NO_DIRECTION = 1e-8
 """Norm up to which a tensor has no direction, so that the straight line is taken."""
@@ -28,11 +32,36 @@ def table(values: Values, statistics: TensorStatistics) -> Span:
     if min(norms) <= NO_DIRECTION:
         return Span((t,), base=1.0 - t)
     cosine = (base_base + base_delta) / (norms[0] * norms[1])
-    if abs(cosine) > PARALLEL:
+    if cosine > PARALLEL or is_single(statistics):
         return Span((t,), base=1.0 - t)
-    angle = math.acos(cosine)
-    of_base, of_model = (math.sin(share * angle) / math.sin(angle) for share in (1.0 - t, t))
+    refuse_opposite(cosine, statistics, (str(statistics.base), *statistics.models))
+    of_base, of_model = arc(t, cosine)
     return Span((of_model,), base=of_base)
+
+
+def arc(t: float, cosine: float) -> tuple[float, float]:
+    """Return the coefficients of both ends of an arc at position `t`."""
+    angle = math.acos(min(1.0, cosine))
+    return math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
+
+
+def is_single(statistics: TensorStatistics) -> bool:
+    """Whether the tensor is one number, which may change its sign but does not turn."""
+    return len(statistics.source_MP[0]) == 1
+
+
+def refuse_opposite(cosine: float, statistics: TensorStatistics, models: tuple[str, ...]) -> None:
+    """Refuse two tensors that all but point in opposite directions.
+
+    Raises:
+        MergeError: Names the tensor, both models, and the cosine between them.
+    """
+    if cosine < OPPOSITE:
+        raise MergeError(
+            f"{statistics.name}: {models[0]} and {models[1]} point in opposite directions (cosine "
+            f"{cosine:.6f}, at least {OPPOSITE} is allowed), so no arc between them is shorter "
+            "than the others. Merge this tensor by linear, or leave one of the models out."
+        )
 
 
 METHOD = Method(

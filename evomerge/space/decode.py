@@ -6,7 +6,6 @@ Values are rounded here, once: what is scored is what is exported.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from evomerge.config.layout import Layout
 from evomerge.config.models import DtypeName, ModelRef
 from evomerge.config.recipe import Curve, Recipe, Rule, Setting, Source
 from evomerge.config.resolve import curve_at
@@ -134,6 +133,5 @@ def _over_layers(
         return chosen[0]
     if placement.spread == "steps":
         return tuple(chosen)
-    layout = Layout(num_layers=space.num_layers, outside=())
-    on_grid = space.knobs[placement.knobs[0]].on_grid
-    return tuple(on_grid(curve_at(chosen, layer, layout)) for layer in range(space.num_layers))
+    on_grid, depth = space.knobs[placement.knobs[0]].on_grid, space.num_layers
+    return tuple(on_grid(curve_at(chosen, layer, depth)) for layer in range(depth))

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from evomerge.config.recipe import Recipe
 from evomerge.config.suite import ItemRole
 from evomerge.errors import InterruptedStudy, StudyError
 from evomerge.propose.proposer import AbstractProposer, replay
 from evomerge.space.decode import decode, values_of
 from evomerge.space.genome import Genome
-from evomerge.study.baselines import baseline_recipes
+from evomerge.study.baselines import STEP, baseline_recipes, next_of_soup
 from evomerge.study.items import ItemStore
 from evomerge.study.ledger import Ledger
 from evomerge.study.records import Ask, TrialRecord, TrialResult
@@ -124,17 +125,26 @@ class Driver:
         known = self._ledger.baselines
         for name, recipe in baseline_recipes(self._setup).items():
             if name not in known:
-                record = self._storage.add_baseline(name, recipe)
-                self._ledger.put(record)
-                self._take_up(record)
-        while any(record.result is None for record in self._ledger.baselines.values()):
-            self._turn()
-            waiting = [r for r in self._ledger.baselines.values() if r.result is None]
+                self._add_baseline(name, recipe)
+        self._await_baselines()
+        while step := next_of_soup(self._setup, self._ledger.baselines):
+            self._add_baseline(*step)
+            self._await_baselines()
+
+    def _add_baseline(self, name: str, recipe: Recipe) -> None:
+        record = self._storage.add_baseline(name, recipe)
+        self._ledger.put(record)
+        self._take_up(record)
+
+    def _await_baselines(self) -> None:
+        while waiting := [r for r in self._ledger.baselines.values() if r.result is None]:
             # recorded together: relative objectives need every parent's score
             if all(self._can_record(record) for record in waiting):
                 self._record_baselines(waiting)
+            else:
+                self._turn()
         for name, record in self._ledger.baselines.items():
-            if record.state != "done":
+            if record.state not in ("done", "duplicate"):
                 error = record.result.error if record.result else None
                 raise StudyError(
                     f"baseline {name} cannot be scored ({error}). Nothing can be compared without "
@@ -250,8 +260,8 @@ class Driver:
     def _record_baselines(self, waiting: list[TrialRecord]) -> None:
         parents = self._parents()
         for record in waiting:
-            result = self._scored[record.number].result
-            if record.is_parent and result is not None:
+            result = self._scored[record.number].result if record.is_parent else None
+            if result is not None:
                 parents.append(self._setup.metrics_of(result))
         for record in waiting:
             self._record(record, parents)
@@ -294,12 +304,16 @@ class Driver:
         if best is None or not self._setup.tasks.chunks("confirm"):
             return
         self._report("confirming")
-        records = [*self._ledger.baselines.values(), best]
-        for record in records:
+        baselines = self._ledger.baselines.items()
+        records = [*(record for name, record in baselines if not name.startswith(STEP)), best]
+        # of trials with one recipe, the first is scored for all
+        firsts = {record.recipe.hash: record for record in reversed(records)}
+        for record in firsts.values():
             self._add_to_schedule(record, "confirm")
         while len(self._schedule):
             self._turn()
-        scored = {record.number: self._scored.pop(record.number) for record in records}
+        found = {digest: self._scored.pop(record.number) for digest, record in firsts.items()}
+        scored = {record.number: found[record.recipe.hash] for record in records}
         self._confirmed = confirmation(self._setup, records, scored)
         self._storage.set_attribute("confirm", self._confirmed)
 

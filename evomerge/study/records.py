@@ -90,7 +90,8 @@ class TrialRecord:
         recipe: The merge it scores.
         values: Decoded knob values; empty for a baseline.
         ask: How it was asked for; None for a baseline.
-        baseline: Name of the baseline (`base`, `parent:math`, `uniform`); None for a candidate.
+        baseline: Name of the baseline (`base`, `parent:math`, `uniform`, `greedy_soup`, and its
+            steps, `greedy:1`); None for a candidate.
         result: What came of it; None while it is open.
     """
 

@@ -7,10 +7,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from evomerge.adapters.open import Model, fingerprint_of, open_model
 from evomerge.checkpoints.architecture import layout_of
-from evomerge.checkpoints.fingerprint import fingerprint
-from evomerge.checkpoints.locate import locate
-from evomerge.checkpoints.reader import LazyCheckpoint, open_checkpoint
 from evomerge.config.layout import Layout
 from evomerge.config.models import DtypeName, ModelRef
 from evomerge.config.params import Param
@@ -20,8 +18,7 @@ from evomerge.errors import ConfigError, EvoMergeError
 from evomerge.evaluate.evaluator import EvalResult, TaskMetric
 from evomerge.evaluate.scores import Objective, Score, make_objective
 from evomerge.evaluate.tasks import TaskSuite, load_tasks
-from evomerge.merging.plan import make_plan
-from evomerge.merging.run import tokenizer_folder
+from evomerge.merging.bind import ModelSet
 from evomerge.methods import METHODS
 from evomerge.methods.method import Method
 from evomerge.propose import make_proposer
@@ -110,7 +107,7 @@ class _Models:
     """
 
     refs: Mapping[str, ModelRef]
-    readers: Mapping[str, LazyCheckpoint]
+    readers: Mapping[str, Model]
     layout: Layout
     out_dtype: DtypeName
 
@@ -140,7 +137,9 @@ def _find_method(config: SearchConfig, problems: "_Problems") -> Method | None:
 
 def _open_models(config: SearchConfig, problems: "_Problems") -> _Models | None:
     refs = {BASE: config.models.base, **config.models.parents}
-    opened = {name: problems.catch(_model_field(name), _open, ref) for name, ref in refs.items()}
+    opened = {
+        name: problems.catch(_model_field(name), open_model, ref) for name, ref in refs.items()
+    }
     readers = {name: reader for name, reader in opened.items() if reader is not None}
     base = opened[BASE]
     if base is None:
@@ -188,7 +187,7 @@ def _complete(
     return Setup(
         config=config,
         folders=folders,
-        fingerprints={name: fingerprint(folder) for name, folder in folders.items()},
+        fingerprints={name: fingerprint_of(reader) for name, reader in models.readers.items()},
         layout=models.layout,
         out_dtype=models.out_dtype,
         num_bytes=sum(reader.total_bytes for reader in models.readers.values()),
@@ -214,8 +213,7 @@ def _plan_first(space: Space, template: RecipeTemplate, models: _Models) -> None
     """Plan the merge where the search begins, which checks that all models go together."""
     recipe = decode(space, Genome(space.initial), template)
     sources = {str(models.refs[name]): reader for name, reader in models.readers.items()}
-    make_plan(recipe, sources, models.layout)
-    tokenizer_folder(recipe, {name: reader.folder for name, reader in sources.items()})
+    ModelSet(sources).bind(recipe)
 
 
 def _proposer(config: SearchConfig, space: Space) -> AbstractProposer:
@@ -250,15 +248,11 @@ class _Problems:
         return place_problems(ConfigError("\n".join(self.lines)), config.origin)
 
 
-def _open(ref: ModelRef) -> LazyCheckpoint:
-    return open_checkpoint(locate(ref), str(ref))
-
-
 def _model_field(name: str) -> tuple[str, ...]:
     return ("models", "base") if name == BASE else ("models", "parents", name)
 
 
-def _stored_dtype(base: LazyCheckpoint) -> DtypeName:
+def _stored_dtype(base: Model) -> DtypeName:
     return _FLOATS[base.main_dtype]
 
 
@@ -271,6 +265,7 @@ def make_template(config: SearchConfig, method: Method, out_dtype: DtypeName) ->
     if method.max_parents == 1 and len(parents) == 2:
         base = parents[0][1]  # a path between two parents (slerp): it starts at the first
     mask_seed = stream_seed(config.study.seed, "masks") % 2**32
+    as_it_is = config.merge.tokenizer is None and config.tokenizer_model == base
     return RecipeTemplate(
         merge_method=config.merge.method,
         base=base,
@@ -279,7 +274,7 @@ def make_template(config: SearchConfig, method: Method, out_dtype: DtypeName) ->
         per_model=own,
         out_dtype=out_dtype,
         # None is the recipe's base: its files are then copied as they are
-        tokenizer_source=None if config.tokenizer_model == base else str(config.tokenizer_model),
+        tokenizer_source=None if as_it_is else str(config.tokenizer_model),
         mask_seed=mask_seed if method.random_masks else 0,
     )
 

@@ -12,17 +12,17 @@ from typing import Literal
 
 import torch
 
+from evomerge.adapters.open import Model, open_model
 from evomerge.checkpoints.architecture import layout_of
-from evomerge.checkpoints.locate import locate
-from evomerge.checkpoints.reader import LazyCheckpoint, open_checkpoint
 from evomerge.config.recipe import Recipe
 from evomerge.errors import EvoMergeError, MergeError
 from evomerge.evaluate.evaluator import SuiteFacts
 from evomerge.evaluate.harness import Harness
 from evomerge.evaluate.tasks import load_tasks
 from evomerge.kernels.statistics import StatisticsCache
+from evomerge.merging.bind import ModelSet
 from evomerge.merging.live import write_live
-from evomerge.merging.plan import make_plan
+from evomerge.merging.vocabulary import Vocabulary, align, fit_vocabulary
 from evomerge.workers.job import Job, Outcome, WorkerSettings
 from evomerge.workers.live_model import load_live_model, load_tokenizer
 from evomerge.workers.logs import about_trial, close_log, open_log
@@ -48,17 +48,18 @@ class Worker:
         self._log = open_log(settings.log_folder, f"worker-{name}") if settings.log_folder else None
         self.name = name
         torch.set_num_threads(settings.cpus)
-        folders = {str(ref): locate(ref) for ref in settings.models}
-        self._sources: Mapping[str, LazyCheckpoint] = {
-            label: open_checkpoint(folder, label) for label, folder in folders.items()
-        }
-        base = folders[str(settings.models[0])]
-        self._layout = layout_of(self._sources[str(settings.models[0])].names())
-        self._statistics = StatisticsCache()
+        self._sources: Mapping[str, Model] = {str(ref): open_model(ref) for ref in settings.models}
+        base = self._sources[str(settings.models[0])]
+        self._layout = layout_of(base.names())
+        self._models = ModelSet(self._sources)
+        # of a recipe's models with its vocabulary: what a row is filled with depends on both
+        self._statistics: dict[str, StatisticsCache] = {}
         dtype = getattr(torch, settings.out_dtype)
         attention = settings.suite.attn_implementation
-        self._model = load_live_model(base, dtype, attention, settings.device)
-        tokenizer = load_tokenizer(locate(settings.tokenizer))
+        self._model = load_live_model(base.folder, dtype, attention, settings.device)
+        numbered = self._numbered(settings)
+        fit_vocabulary(self._model, numbered)  # the harness checks its tokens against the rows
+        tokenizer = load_tokenizer(numbered.tokenizer_folder)
         self._harness = Harness(load_tasks(settings.suite), settings.suite, self._model, tokenizer)
         # hash of the recipe and digest of the weights in the live model
         self._live: tuple[str, str] | None = None
@@ -105,9 +106,18 @@ class Worker:
     def _materialise(self, recipe: Recipe) -> str:
         if self._live is None or self._live[0] != recipe.hash:
             self._live = None  # a merge that stops half-way leaves weights of nobody
-            plan = make_plan(recipe, self._sources, self._layout)
-            self._live = recipe.hash, write_live(plan, self._sources, self._statistics, self._model)
+            bound = self._models.bind(recipe)
+            fit_vocabulary(self._model, bound.vocabulary)
+            statistics = self._statistics.setdefault(bound.vocabulary.digest, StatisticsCache())
+            digest = write_live(bound.plan, bound.sources, statistics, self._model)
+            self._live = recipe.hash, digest
         return self._live[1]
+
+    def _numbered(self, settings: WorkerSettings) -> Vocabulary:
+        """Return all models under the token numbers that every recipe has."""
+        base = str(settings.models[0])
+        folders = {name: model.folder for name, model in self._sources.items()}
+        return align(None, str(settings.tokenizer), None, folders, self._sources, base, base)
 
     def _unsuccessful(
         self, job: Job, kind: Literal["invalid", "failed"], error: Exception

@@ -1,10 +1,13 @@
 """Layers and roles, on the parameter names of real architectures and on made-up ones."""
 
 import pytest
+import torch
 
-from evomerge.checkpoints.architecture import embedding_and_head, layout_of
+from evomerge.checkpoints.architecture import embedding_and_head, is_leftover, layout_of
+from evomerge.checkpoints.fingerprint import fingerprint
 from evomerge.checkpoints.reader import open_checkpoint
 from evomerge.errors import CheckpointError
+from tests.checkpoints.conftest import save
 
 SIZES = {
     "vocab_size": 16,
@@ -168,3 +171,43 @@ def test_a_model_without_layers_is_refused():
 )
 def test_embedding_and_head_are_named_where_there_is_one(names, found):
     assert embedding_and_head(names) == tuple(None if i is None else names[i] for i in found)
+
+
+def test_a_stack_of_another_tower_is_not_the_layers_even_if_it_is_larger():
+    text = [f"model.layers.{n}.mlp.weight" for n in range(2)]
+    image = [f"model.image_embed.img_processor.encoder.layers.{n}.mlp.weight" for n in range(9)]
+    layout = layout_of([*image, *text])
+    assert (layout.num_layers, layout.layer_prefix) == (2, "model.layers.")
+    assert layout.outside == tuple(("embed", name) for name in image)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "leftover"),
+    [
+        ("model.layers.0.self_attn.rotary_emb.inv_freq", (64,), True),
+        ("gpt_neox.layers.0.attention.rotary_emb.inv_freq", (8,), True),
+        ("gpt_neox.layers.0.attention.masked_bias", (), True),
+        ("h.0.attn.masked_bias", (), True),
+        ("h.0.attn.bias", (1, 1, 1024, 1024), True),
+        ("gpt_neox.layers.0.attention.bias", (1, 1, 2048, 2048), True),
+        ("transformer.h.0.attn.causal_mask", (1, 1, 2048, 2048), True),
+        ("h.0.attn.bias", (1024,), False),
+        ("h.0.attn.c_attn.bias", (3072,), False),
+        ("gpt_neox.layers.0.attention.dense.bias", (64,), False),
+        ("model.rotary_emb.inv_freqs.weight", (64,), False),
+    ],
+)
+def test_constants_that_older_versions_stored_are_told_from_weights(name, shape, leftover):
+    assert is_leftover(name, shape) is leftover
+
+
+def test_leftovers_are_not_part_of_a_checkpoint(tmp_path):
+    weights = {"gpt_neox.layers.0.attention.dense.bias": torch.ones(4)}
+    leftover = {
+        "gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool),
+        "gpt_neox.layers.0.attention.masked_bias": torch.tensor(-torch.inf, dtype=torch.float16),
+        "gpt_neox.layers.0.attention.rotary_emb.inv_freq": torch.ones(2),
+    }
+    old, new = save(tmp_path / "old", [weights | leftover]), save(tmp_path / "new", [weights])
+    assert open_checkpoint(old).names() == open_checkpoint(new).names() == tuple(weights)
+    assert fingerprint(old) == fingerprint(new)

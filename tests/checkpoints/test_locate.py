@@ -7,7 +7,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
-from evomerge.checkpoints.locate import locate
+from evomerge.checkpoints.locate import locate, locate_adapter
 from evomerge.config.models import ModelRef
 from evomerge.errors import CheckpointError
 
@@ -115,6 +115,25 @@ def test_what_the_hub_refuses_is_one_sentence(monkeypatch, error, what):
     assert message.startswith("org/a@v1: ")
     assert what in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_of_the_hub_is_found_with_its_own_revision(tmp_path, monkeypatch, file):
+    asked = []
+
+    def download(repo, *, revision, allow_patterns):
+        asked.append((repo, revision, file in allow_patterns))
+        (tmp_path / "adapter_config.json").write_text("{}")
+        if file in allow_patterns:
+            (tmp_path / file).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    ref = ModelRef.model_validate("org/a@v1+org/lora@v2")
+    assert locate_adapter(ref.adapter) == tmp_path
+    assert asked[-1] == ("org/lora", "v2", True)
+    with pytest.raises(CheckpointError, match=r"^org/a@v1: holds no config\.json .*an adapter"):
+        locate(ref)
 
 
 @pytest.mark.parametrize(("held", "calls"), [("model.safetensors", 1), ("pytorch_model.bin", 2)])

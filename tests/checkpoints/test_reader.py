@@ -7,12 +7,13 @@ import pickle
 import struct
 import warnings
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from evomerge.checkpoints.reader import LazyCheckpoint, open_checkpoint
+from evomerge.checkpoints.reader import LazyCheckpoint, StreamedCheckpoint, open_checkpoint
 from evomerge.errors import CheckpointError
 from tests.checkpoints.conftest import CONFIG, llama, random_bits, same_bits, save
 
@@ -139,7 +140,85 @@ def test_messages_name_the_model_and_the_folder(tmp_path):
     assert str(caught.value).startswith(f"{tmp_path}: holds no model.safetensors")
 
 
+# read into memory of its own
+
+
+@pytest.mark.parametrize("cuts", [(), (3,), (1, 2, 3, 4, 5, 6, 7)])
+def test_streamed_tensors_are_the_mapped_ones(tensors, tmp_path, cuts):
+    folder = save(tmp_path, split(tensors, *cuts))
+    mapped, streamed = open_checkpoint(folder), open_checkpoint(folder, mapped=False)
+    assert isinstance(streamed, StreamedCheckpoint)
+    assert streamed.names() == mapped.names()
+    assert (streamed.total_bytes, streamed.main_dtype) == (mapped.total_bytes, mapped.main_dtype)
+    for name in mapped.names():
+        kind = (streamed.shape(name), streamed.dtype(name))
+        assert kind == (mapped.shape(name), mapped.dtype(name))
+        assert same_bits(streamed.read(name), mapped.read(name))
+    with pytest.raises(CheckpointError, match=r"has no tensor 'model\.norm\.wight'\. Did you mean"):
+        streamed.read("model.norm.wight")
+
+
+def test_what_is_streamed_is_the_callers_own(tensors, tmp_path):
+    path = save(tmp_path, [tensors]) / "model.safetensors"
+    before = path.read_bytes()
+    source = open_checkpoint(tmp_path, mapped=False)
+    first = source.read(EMBED)
+    first.zero_()
+    assert same_bits(source.read(EMBED), tensors[EMBED])
+    assert path.read_bytes() == before
+
+
+def test_streaming_leaves_no_file_open_and_no_map(tensors, tmp_path):
+    source = open_checkpoint(save(tmp_path, [tensors]), mapped=False)
+    held = [source.read(name) for name in source.names()]
+    maps = Path("/proc/self/maps").read_text()
+    files = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+    assert len(held) == len(tensors)
+    assert str(tmp_path) not in maps + "\n".join(files)
+
+
+def test_a_streamed_source_that_is_pickled_streams_again(tensors, tmp_path):
+    source = open_checkpoint(save(tmp_path, [tensors]), "org/a", mapped=False)
+    copy = pickle.loads(pickle.dumps(source))
+    assert isinstance(copy, StreamedCheckpoint)
+    assert (copy.label, copy.names()) == ("org/a", source.names())
+
+
+def test_short_reads_are_continued(tensors, tmp_path, monkeypatch):
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, parts, at: real(fd, [parts[0][:7]], at))
+    source = open_checkpoint(save(tmp_path, [tensors]), mapped=False)
+    assert all(same_bits(source.read(name), tensors[name]) for name in tensors)
+
+
+def test_a_file_that_shrinks_or_goes_away_meanwhile_is_named(tensors, tmp_path):
+    path = save(tmp_path, [tensors]) / "model.safetensors"
+    source = open_checkpoint(tmp_path, "org/a", mapped=False)
+    os.truncate(path, path.stat().st_size - 1)
+    last = max(source.names(), key=lambda name: source._entries[name].start)
+    with pytest.raises(CheckpointError, match=r"org/a: model.safetensors has become 1 bytes short"):
+        source.read(last)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"org/a: model.safetensors cannot be read \(No such"):
+        source.read(last)
+
+
+def test_heads_are_tied_alike_however_they_are_read(tensors, tmp_path):
+    tensors[HEAD] = tensors[EMBED].clone()
+    assert open_checkpoint(save(tmp_path, [tensors], TIED), mapped=False).tied == {HEAD: EMBED}
+    tensors[HEAD].view(torch.int16)[3, 2] ^= 1
+    source = open_checkpoint(save(tmp_path, [tensors], TIED), mapped=False)
+    assert source.tied == {}
+    assert same_bits(source.read(HEAD), tensors[HEAD])
+
+
 # pickles
+
+
+def test_a_pickle_is_mapped_where_streaming_is_asked_for(tensors, tmp_path):
+    source = open_checkpoint(save_bin(tmp_path, tensors), mapped=False)
+    assert type(source) is LazyCheckpoint
+    assert all(same_bits(source.read(name), tensors[name]) for name in tensors)
 
 
 def save_bin(folder, tensors, config=CONFIG, **options):

@@ -96,6 +96,43 @@ def test_transformers_reads_the_same_config_but_for_the_dtype(tmp_path, out):
     assert after == before
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"vocab_size": 5}, {"vocab_size": 9}),
+        ({}, {"vocab_size": 9}),
+        (
+            {"text_config": {"vocab_size": 5}, "audio_config": {"vocab_size": 3}},
+            {"text_config": {"vocab_size": 9}, "audio_config": {"vocab_size": 3}},
+        ),
+        (
+            {"vocab_size": 5, "text_config": {"b": 1}},
+            {"vocab_size": 9, "text_config": {"b": 1, "vocab_size": 9}},
+        ),
+    ],
+)
+def test_the_config_says_the_size_of_the_vocabulary(tmp_path, out, config, expected):
+    base = model(tmp_path / "base", config)
+    copy_sidecars(base, base, out, dtype=None, vocab_size=9)
+    assert json.loads((out / "config.json").read_text()) == expected
+
+
+def test_token_ids_follow_the_vocabulary(tmp_path, out):
+    base = model(tmp_path / "base", {"eos_token_id": 2, "bos_token_id": 1, "a": 1})
+    (base / "generation_config.json").write_text('{"eos_token_id": [2, 3], "top_p": 0.9}')
+    other = model(tmp_path / "other", {"eos_token_id": 7, "pad_token_id": 8, "a": 2})
+    (other / "generation_config.json").write_text('{"eos_token_id": [7, 8], "top_p": 0.5}')
+    copy_sidecars(base, other, out, dtype=None, numbered_by=other)
+    config = json.loads((out / "config.json").read_text())
+    assert config == {"eos_token_id": 7, "bos_token_id": 1, "a": 1}
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert generation == {"eos_token_id": [7, 8], "top_p": 0.9}
+    (other / "generation_config.json").unlink()
+    copy_sidecars(base, other, out, dtype=None, numbered_by=other)
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert generation == {"eos_token_id": [2, 3], "top_p": 0.9}
+
+
 def test_code_goes_along_only_where_the_config_refers_to_it(tmp_path, out):
     plain = model(tmp_path / "plain", {}, modeling_x__py="plain")
     assert "modeling_x.py" not in copy_sidecars(plain, plain, out, dtype=None).config_files

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge.config.mergekit import MASK_VERSION, parse_recipe, read_recipe, write_recipe
-from evomerge.config.models import ModelRef
-from evomerge.config.recipe import Recipe, Rule, Source
+from evomerge.config.models import FolderRef, ModelRef
+from evomerge.config.recipe import Recipe, Rule, Slice, SliceSource, Source
+from evomerge.config.tokenizer import ModelToken, TokenConfig, TokenizerConfig, ZeroRow
 from evomerge.errors import ConfigError
 
 TIES = """
@@ -37,33 +38,223 @@ values = numbers | st.booleans() | curves
 rules = st.lists(st.builds(Rule, filter=st.none() | texts, value=values), min_size=1, max_size=3)
 settings = st.dictionaries(texts, values | rules.map(tuple), max_size=3)
 paths = texts.filter(lambda text: not set("@+") & set(text))
-references = st.builds(ModelRef, path=paths, revision=st.none() | paths)
-recipes = st.builds(
-    Recipe,
-    merge_method=st.sampled_from(["linear", "ties", "dare_ties"]) | texts,
-    models=st.lists(
-        st.builds(Source, model=references, parameters=settings), min_size=1, max_size=3
-    ).map(tuple),
-    base_model=st.none() | references,
-    parameters=settings,
-    dtype=st.sampled_from([None, "float32", "bfloat16", "float16"]),
-    out_dtype=st.sampled_from([None, "float32", "bfloat16", "float16"]),
-    tokenizer_source=st.sampled_from([None, "base", "org/a"]),
-    mask_seed=st.integers(0, 2**32 - 1),
+adapters = st.builds(FolderRef, path=paths, revision=st.none() | paths)
+references = st.builds(
+    ModelRef, path=paths, revision=st.none() | paths, adapter=st.none() | adapters
+)
+sources = st.builds(Source, model=references, parameters=settings)
+
+
+@st.composite
+def slices(draw):
+    """A slice whose sources give as many layers each."""
+    depth = draw(st.integers(1, 9))
+    starts = draw(st.lists(st.integers(0, 99), min_size=1, max_size=2))
+    return Slice(
+        sources=tuple(
+            SliceSource(
+                model=draw(references),
+                parameters=draw(settings),
+                layer_range=(start, start + depth),
+            )
+            for start in starts
+        ),
+        base_model=draw(st.none() | references),
+        parameters=draw(settings),
+    )
+
+
+rows = st.one_of(
+    references,
+    st.builds(ModelToken, kind=st.just("model_token"), model=references, token=texts),
+    st.builds(
+        ModelToken, kind=st.just("model_token"), model=references, token_id=st.integers(0, 9)
+    ),
+    st.just(ZeroRow(kind="zero")),
+)
+tokenizers = st.builds(
+    TokenizerConfig,
+    source=st.sampled_from(["union", "base"]) | texts,
+    tokens=st.dictionaries(
+        texts,
+        st.builds(TokenConfig, source=rows, force=st.booleans()) | st.just(TokenConfig()),
+        max_size=2,
+    ),
+    pad_to_multiple_of=st.none() | st.integers(1, 64),
+)
+forms = st.one_of(
+    st.fixed_dictionaries({"models": st.lists(sources, min_size=1, max_size=3).map(tuple)}),
+    st.fixed_dictionaries({"slices": st.lists(slices(), min_size=1, max_size=3).map(tuple)}),
+)
+vocabularies = st.one_of(
+    st.fixed_dictionaries({"tokenizer": tokenizers}),
+    st.fixed_dictionaries(
+        {"tokenizer_source": st.sampled_from([None, "base", "union", "org/a", "org/a+org/b"])}
+    ),
 )
 
 
-@given(recipes)
+@st.composite
+def recipes(draw):
+    """A recipe of any form."""
+    return Recipe(
+        merge_method=draw(st.sampled_from(["linear", "ties", "dare_ties"]) | texts),
+        **draw(forms),
+        **draw(vocabularies),
+        base_model=draw(st.none() | references),
+        parameters=draw(settings),
+        dtype=draw(st.sampled_from([None, "float32", "bfloat16", "float16"])),
+        out_dtype=draw(st.sampled_from([None, "float32", "bfloat16", "float16"])),
+        chat_template=draw(st.none() | st.text(st.characters(exclude_categories=["Cs"]))),
+        mask_seed=draw(st.integers(0, 2**32 - 1)),
+    )
+
+
+@given(recipes())
 def test_what_is_written_is_read_back(recipe):
     text = write_recipe(recipe)
     assert parse_recipe(text) == recipe
     assert parse_recipe(text).hash == recipe.hash
     # a plain YAML reader, such as mergekit's, sees the same numbers
     plain = yaml.safe_load(text)
-    for source, written in zip(recipe.models, plain["models"], strict=True):
+    listed = plain.get("models") or [s for part in plain["slices"] for s in part["sources"]]
+    for source, written in zip(recipe.sources, listed, strict=True):
         for name, value in source.parameters.items():
             if isinstance(value, float):
                 assert written["parameters"][name] == value
+
+
+SLICES = """
+merge_method: ties
+base_model: org/base
+slices:
+  - sources:
+      - {model: org/base, layer_range: [0, 2]}
+      - {model: org/a, layer_range: [1, 3], parameters: {weight: 0.5}}
+    parameters: {density: [0.25, 0.75]}
+  - sources: [{model: org/b, layer_range: [2, 3]}]
+    base_model: org/b
+parameters: {weight: 1}
+"""
+
+
+def test_reads_slices():
+    recipe = parse_recipe(SLICES)
+    base, a, b = (ModelRef(path=f"org/{name}") for name in ("base", "a", "b"))
+    assert recipe.slices == (
+        Slice(
+            sources=(
+                SliceSource(model=base, layer_range=(0, 2)),
+                SliceSource(model=a, layer_range=(1, 3), parameters={"weight": 0.5}),
+            ),
+            parameters={"density": (0.25, 0.75)},
+        ),
+        Slice(sources=(SliceSource(model=b, layer_range=(2, 3)),), base_model=b),
+    )
+    assert recipe.models == ()
+    assert recipe.parameters == {"weight": 1.0}
+    assert (recipe.donor, recipe.references()) == (base, (base, b, a))
+
+
+def indented(text):
+    return text.strip().replace("\n", "\n    ")
+
+
+def test_one_module_is_read_as_what_is_in_it():
+    head, tail = "merge_method: ties\nbase_model: org/base\n", "parameters: {weight: 1}\n"
+    content = SLICES[SLICES.index("slices:") : SLICES.index("parameters: {weight: 1}")]
+    text = f"{head}modules:\n  default:\n    {indented(content)}\n{tail}"
+    assert parse_recipe(text) == parse_recipe(SLICES)
+    assert "modules" not in write_recipe(parse_recipe(text))
+
+
+def test_modules_that_are_alike_are_read_as_one():
+    module = "{models: [{model: a, parameters: {weight: 2}}], parameters: {x: 1}}"
+    text = f"merge_method: linear\nmodules: {{text_decoder: {module}, vision_tower: {module}}}"
+    alone = (
+        "merge_method: linear\nmodels: [{model: a, parameters: {weight: 2}}]\nparameters: {x: 1}"
+    )
+    assert parse_recipe(text) == parse_recipe(alone)
+
+
+@pytest.mark.parametrize(
+    ("module", "recipe", "joined"),
+    [
+        ("0.5", "0.25", 0.5),
+        ("[0, 1]", "0.25", (0.0, 1.0)),
+        (
+            "{filter: mlp, value: 0.5}",
+            "0.25",
+            (Rule(filter="mlp", value=0.5), Rule(value=0.25)),
+        ),
+        (
+            "{filter: mlp, value: 0.5}",
+            "[{filter: attn, value: [0, 1]}]",
+            (Rule(filter="mlp", value=0.5), Rule(filter="attn", value=(0.0, 1.0))),
+        ),
+    ],
+)
+def test_parameters_of_a_module_come_before_those_of_the_recipe(module, recipe, joined):
+    text = f"""
+merge_method: linear
+modules:
+  default:
+    models: [model: a]
+    parameters: {{weight: {module}, x: 1}}
+parameters: {{y: 2, weight: {recipe}}}
+"""
+    assert parse_recipe(text).parameters == {"weight": joined, "x": 1.0, "y": 2.0}
+
+
+def test_values_that_plain_yaml_reads_as_texts_are_numbers():
+    text = """
+merge_method: m
+models: [model: a]
+parameters:
+  x: "1e-5"
+  y: ["1e-5", 1]
+  z: [{filter: "1e5", value: "2e-1"}]
+  none:
+"""
+    parameters = parse_recipe(text.replace("  none:\n", "")).parameters
+    assert parameters == {"x": 1e-5, "y": (1e-5, 1.0), "z": (Rule(filter="1e5", value=0.2),)}
+    assert parse_recipe("merge_method: m\nmodels: [{model: a, parameters: }]").models == (
+        Source(model=ModelRef(path="a")),
+    )
+
+
+def test_reads_tokenizer_template_and_references_as_mappings():
+    recipe = parse_recipe("""
+merge_method: linear
+models:
+  - model: {model: {path: org/a, revision: v1}, lora: {path: org/adapter}}
+  - model: org/b@v2+org/other@main
+tokenizer:
+  source: union
+  tokens:
+    <a>: {source: org/b, force: true}
+    <b>: {source: {kind: model_token, model: org/b, token_id: 3}}
+    <c>: {source: {kind: zero}}
+  pad_to_multiple_of: 8
+chat_template: auto
+""")
+    assert [str(source.model) for source in recipe.models] == [
+        "org/a@v1+org/adapter",
+        "org/b@v2+org/other@main",
+    ]
+    assert recipe.tokenizer.tokens["<a>"] == TokenConfig(source=ModelRef(path="org/b"), force=True)
+    assert recipe.tokenizer.tokens["<b>"].source.token_id == 3
+    assert recipe.tokenizer.tokens["<c>"].source == ZeroRow(kind="zero")
+    assert (recipe.tokenizer.pad_to_multiple_of, recipe.chat_template) == (8, "auto")
+
+
+def test_a_tokenizer_source_may_be_a_mapping():
+    text = "merge_method: linear\nmodels: [model: a]\n"
+    for source, written in (
+        ("union", "union"),
+        ("{model: {path: org/a, revision: v1}}", "org/a@v1"),
+    ):
+        assert parse_recipe(f"{text}tokenizer_source: {source}").tokenizer_source == written
 
 
 def test_reads_everything_that_is_supported():
@@ -112,6 +303,33 @@ def test_masks_are_named_only_where_they_matter():
     assert parse_recipe(TIES + "evomerge: {mask_seed: 3}").mask_seed == 3
 
 
+def test_what_mergekit_cannot_replay_is_said_on_top():
+    def notes(text):
+        written = write_recipe(parse_recipe(text + "dtype: float32\n"))
+        return [line for line in written.splitlines() if line.startswith("#")]
+
+    models = "models: [{model: a, parameters: {weight: 1, cut: 0.5}}]\n"
+    assert notes("merge_method: linear\nmodels: [model: a]\n") == [
+        "# evomerge recipe; mergekit 0.1.5 reads it too"
+    ]
+    assert notes(f"merge_method: fourier\n{models}") == [
+        "# evomerge recipe",
+        "# not to be replayed by mergekit: it has no method fourier",
+    ]
+    assert notes(f"merge_method: linear\n{models}parameters: {{lamda: 1}}\n") == [
+        "# evomerge recipe; mergekit 0.1.5 reads it too",
+        "# not to be replayed by mergekit: it ignores lamda, cut",
+    ]
+
+
+def test_a_hash_does_not_change_with_fields_that_say_nothing():
+    """Recorded before there were slices, tokenizer and chat_template."""
+    assert parse_recipe(TIES).hash == (
+        "f222be58bea1b2d1f82d2fa300c7275e59822f98a8042bc8fcf845adfe1e9667"
+    )
+    assert parse_recipe(SLICES).hash != parse_recipe(SLICES.replace("[1, 3]", "[0, 2]")).hash
+
+
 def test_precision_is_remarked_upon_unless_it_is_float32():
     assert "mergekit computes in dtype" not in write_recipe(parse_recipe(TIES))
     assert "mergekit computes in dtype" in write_recipe(
@@ -135,6 +353,16 @@ def test_relative_paths_start_at_the_folder_of_the_file(tmp_path):
         "base_model: ../d\ntokenizer_source: ./b"
     )
     recipe = read_recipe(path)
+    path.write_text(
+        "merge_method: linear\nslices:\n  - sources: [{model: ./b, layer_range: [0, 1]}]\n"
+        "    base_model: ./b\ntokenizer: {source: ./b, tokens: {x: {source: ./b}, "
+        "y: {source: {kind: model_token, model: ./b, token: z}}}}"
+    )
+    placed, b = read_recipe(path), str(tmp_path / "b")
+    assert {ref.path for ref in placed.references()} == {b}
+    assert placed.tokenizer.source == b
+    assert placed.tokenizer.tokens["x"].source.path == b
+    assert placed.tokenizer.tokens["y"].source.model.path == b
     assert [source.model.path for source in recipe.models] == [
         str(tmp_path / "a"),
         str(tmp_path / "b"),
@@ -142,24 +370,55 @@ def test_relative_paths_start_at_the_folder_of_the_file(tmp_path):
     ]
     assert recipe.base_model.path == str(tmp_path.parent / "d")
     assert recipe.tokenizer_source == str(tmp_path / "b")
-    assert parse_recipe(path.read_text()).models[0].model.path == "a"
+    assert parse_recipe("merge_method: linear\nmodels: [model: a]").models[0].model.path == "a"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("slices: []", "r.yaml:2: slices: is not supported yet. Write models; what varies over"),
-        ("modules: {}", "r.yaml:2: modules: is not supported yet. Write models;"),
-        ("tokenizer: {}", "r.yaml:2: tokenizer: is not supported yet. Write tokenizer_source:"),
-        ("chat_template: auto", "r.yaml:2: chat_template: is not supported yet. The template of"),
-        ("models: [model: a+lora]", "r.yaml:2: models[0].model: came 'a+lora'; LoRA references"),
+        ("slices: []", "r.yaml:1: one of models, slices, modules is needed, and none came."),
         (
-            "models: [model: a]\nbase_model: b+c",
-            "r.yaml:3: base_model: came 'b+c'; LoRA references",
+            "models: [model: a]\nslices: [{sources: [{model: a, layer_range: [0, 1]}]}]",
+            "r.yaml:3: slices: one of models, slices, modules is needed, and models and slices",
         ),
         (
-            "models: [model: a]\ntokenizer_source: union",
-            "r.yaml:3: tokenizer_source: came 'union', which is not supported yet.",
+            "modules: {a: {models: [model: a]}, b: {models: [model: b]}}",
+            "r.yaml:2: modules: a, b differ, or have slices. Write models, or slices of the",
+        ),
+        (
+            "modules: {a: {parameters: {x: 1}}}",
+            "r.yaml:2: modules.a: one of models, slices is needed, and none came.",
+        ),
+        (
+            "models: [model: a]\ntokenizer: {source: base}\ntokenizer_source: base",
+            "r.yaml:3: tokenizer: tokenizer_source is given too. Keep tokenizer,",
+        ),
+        (
+            "models: [model: a]\ntokenizer:\n  sorce: base",
+            "r.yaml:4: tokenizer.sorce: is not a setting here. Did you mean source?",
+        ),
+        (
+            "slices:\n  - sources:\n      - {model: a, layer_rnage: [0, 1]}",
+            "r.yaml:4: slices[0].sources[0].layer_rnage: is not a setting here. "
+            "Did you mean layer_range?",
+        ),
+        (
+            "slices:\n  - sources:\n      - {model: a, layer_range: [3, 1]}",
+            "r.yaml:4: slices[0].sources[0].layer_range: came [3, 1]; the first layer, from 0,",
+        ),
+        (
+            "slices:\n  - sources:\n      - {model: a, layer_range: [0, 2]}\n"
+            "      - {model: b, layer_range: [0, 3]}",
+            "r.yaml:3: slices[0].sources: the sources of a slice must give the same number of "
+            "layers, and a gives 2, b gives 3. Make",
+        ),
+        (
+            "slices: [{sources: [{model: a, layer_range: [0, 1]}], residual_weight: 1}]",
+            "r.yaml:2: slices[0].residual_weight: is not a setting here.",
+        ),
+        (
+            "models: [model: a]\nparameters:\n  weight: [{fliter: mlp, value: 1}]",
+            "r.yaml:4: parameters.weight: 'fliter' is no key of a rule. Did you mean filter?",
         ),
         (
             "models: [model: a]\nbase_modle: b",
@@ -171,7 +430,6 @@ def test_relative_paths_start_at_the_folder_of_the_file(tmp_path):
         ),
         ("models: [model: a]\nmask_seed: 1", "r.yaml:3: mask_seed: is not a setting here."),
         ("models: [model: a]\ndtype: int8", "r.yaml:3: dtype: came 'int8', allowed: 'float32',"),
-        ("dtype: float32", "r.yaml:1: models: is missing. Add it."),
     ],
 )
 def test_what_is_not_supported_is_refused_with_its_line(text, message):

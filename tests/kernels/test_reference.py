@@ -40,11 +40,15 @@ def numpy_span(table, base, sources):
 
 def numpy_mask(table, base, sources):
     words = textbook.random_words(KEY.seed, KEY.tensor, len(sources), len(base))
+    ceilings = table.ceilings or (math.inf,) * len(sources)
+    steps = table.rank_steps or (0,) * len(sources)
     start = base.float().numpy()
     kept = []
     for i, source in enumerate(sources):
         delta = source.float().numpy() - start
-        keep = (np.abs(delta) >= F(table.thresholds[i])) & (words[i] < table.keep_levels[i])
+        rank = 0 if not steps[i] else table.ranks[i].numpy().astype(np.float64)
+        keep = (np.abs(delta) >= F(table.thresholds[i])) & (np.abs(delta) < F(ceilings[i]))
+        keep &= words[i] < table.keep_levels[i] + steps[i] * rank
         kept.append(np.where(keep, delta, F(0)) * F(table.scales[i]))
     if not table.elect:
         return start + F(table.lam) * sum_in_order(kept)
@@ -80,6 +84,8 @@ MASKS = [
     Mask(WEIGHTS, WEIGHTS, (0.5,) * 5, (KEEP_ALL,) * 5, KEY, elect=True),
     Mask((0.2, -0.9, 1.3, 0.1, 0.4), (0.1, -0.7, 0.6, 0.1, 0.2), (0.0, 1.1, 0.2, 0.3, 0.0), LEVELS,
          KEY, elect=True, normalize=True, lam=1.2),
+    Mask(WEIGHTS, WEIGHTS, (0.5,) * 5, (KEEP_ALL,) * 5, KEY, elect=True,
+         ceilings=(1.1, math.inf, 0.9, 0.5, 2.0)),
 ]  # fmt: skip
 
 
@@ -101,6 +107,32 @@ def test_mask_is_what_numpy_computes(table, dtype, size):
     base, sources = make_sources(5, size, dtype)
     out = carried_out(table, base, sources)
     assert np.array_equal(out.numpy(), numpy_mask(table, base, sources))
+
+
+@pytest.mark.parametrize("size", [1, 31, 40_001])
+def test_ranks_raise_the_keep_level(size):
+    base, sources = make_sources(5, size)
+    generator = torch.Generator().manual_seed(1)
+    ranks = torch.randint(0, 255, (5, size), generator=generator, dtype=torch.uint8)
+    table = Mask(
+        WEIGHTS,
+        WEIGHTS,
+        (0.0,) * 5,
+        (1, 2**30, KEEP_ALL, 0, keep_level(0.5)),
+        KEY,
+        rank_steps=(2**24, 2**22 + 1, 0, 0, 2**23),
+        ranks=(ranks[0], ranks[1], None, None, ranks[4]),
+    )
+    out = carried_out(table, base, sources)
+    assert np.array_equal(out.numpy(), numpy_mask(table, base, sources))
+
+
+@pytest.mark.parametrize("ceiling", [0.25, 1e-45, 3e-39])
+def test_a_magnitude_equal_to_the_ceiling_is_dropped(ceiling):
+    below = float(np.nextafter(F(ceiling), F(0)))
+    source = torch.tensor([ceiling, -ceiling, below, -below])
+    table = Mask((1.0,), (1.0,), (0.0,), (KEEP_ALL,), KEY, ceilings=(ceiling,))
+    assert carried_out(table, torch.zeros(4), [source]).tolist() == [0.0, 0.0, below, -below]
 
 
 @pytest.mark.parametrize("threshold", [0.25, 1e-45, 3e-39, float(np.float32(0.1))])

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -6,15 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evomerge.kernels.histograms import smallest_rounding_to
 from evomerge.kernels.masks import KEEP_ALL, keep_level
 from evomerge.kernels.statistics import (
     PIECE,
+    Everything,
     StatisticsCache,
     TensorStatistics,
     is_finite,
-    smallest_rounding_to,
     tree_sum,
 )
+from evomerge.kernels.tables import Mask
 from tests.contracts import textbook
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -31,6 +34,12 @@ def make_statistics(num_models=2, size=5000, dtype=torch.float32, distance=1e-3,
     return TensorStatistics(
         "tensor", base.to(dtype), parents, "base", names, 7, cache or StatisticsCache()
     )
+
+
+def dropping(statistics, thresholds, keep_levels, **fields):
+    """A mask of which only what it keeps matters."""
+    ones = (1.0,) * len(thresholds)
+    return Mask(ones, ones, thresholds, keep_levels, statistics.mask_key, **fields)
 
 
 def magnitudes(statistics, model, dtype):
@@ -60,6 +69,62 @@ def test_half_precision_ties_are_the_rule_and_kept_together():
     num_kept = (delta >= threshold).sum().item()
     assert num_kept > 4000
     assert (delta.bfloat16() > torch.tensor(threshold).bfloat16()).sum() < 4000
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [1, 50, 5000])
+@pytest.mark.parametrize(("density", "gamma"), [(0.3, 0.1), (0.9, 0.5), (0.5, 0.0), (0.02, 0.98)])
+def test_band_keeps_what_equals_the_ranks_between(dtype, size, density, gamma):
+    statistics = make_statistics(size=size, dtype=dtype)
+    ranked = magnitudes(statistics, 0, dtype).sort().values
+    count = int(density * size)
+    bottom = max(0, size - count - int(gamma * size))
+    threshold, ceiling = statistics.band(0, density, gamma)
+    delta = (statistics.source_MP[0].float() - statistics.base_P.float()).abs()
+    kept = (delta >= threshold) & (delta < ceiling)
+    if count == 0:
+        assert not kept.any()
+        return
+    between = ranked[bottom : bottom + count]
+    stored = delta.to(dtype).double()
+    assert torch.equal(kept, (stored >= between[0]) & (stored <= between[-1]))
+    assert kept.sum() >= count
+
+
+def tensors_of(dtypes, cache):
+    """A whole model: tensors of several sizes and scales."""
+    parts = []
+    everything = Everything("model", lambda: parts)
+    for i, dtype in enumerate(dtypes):
+        made = make_statistics(size=1000 * (i + 1), dtype=dtype, distance=10.0**-i, cache=cache)
+        parts.append(dataclasses.replace(made, name=f"tensor-{i}", everything=everything))
+    return parts
+
+
+@pytest.mark.parametrize(
+    "dtypes",
+    [(torch.float32,) * 3, (torch.bfloat16,) * 3, (torch.float32, torch.float16, torch.bfloat16)],
+    ids=str,
+)
+@pytest.mark.parametrize("density", [1e-9, 0.1, 0.4, 0.9])
+def test_whole_threshold_keeps_the_largest_of_all_tensors(dtypes, density):
+    parts = tensors_of(dtypes, StatisticsCache())
+    dtype = dtypes[0] if len(set(dtypes)) == 1 else torch.float32
+    stored = torch.cat([magnitudes(part, 1, dtype) for part in parts])
+    last = stored.sort(descending=True).values[max(1, int(density * len(stored))) - 1]
+    threshold = parts[0].whole_threshold(1, density)
+    for part in parts:
+        assert part.whole_threshold(1, density) == threshold
+        delta = (part.source_MP[1].float() - part.base_P.float()).abs()
+        assert torch.equal(delta >= threshold, magnitudes(part, 1, dtype) >= last)
+
+
+def test_whole_threshold_ends_and_a_tensor_of_its_own():
+    part = tensors_of((torch.float32,) * 2, StatisticsCache())[0]
+    assert (part.whole_threshold(0, 0.0), part.whole_threshold(0, 1.0)) == (math.inf, 0.0)
+    alone = dataclasses.replace(part, everything=None)
+    assert alone.whole_threshold(0, 0.3) == alone.threshold(0, 0.3)
+    assert part.whole_threshold(0, 0.3) != alone.threshold(0, 0.3)
 
 
 def test_threshold_ends():
@@ -117,14 +182,18 @@ def test_rescales_restore_the_l1_norm():
         for delta, threshold, word, level in zip(deltas, thresholds, words, levels, strict=True)
     ]
     expected = [(d.sum() / k.sum()).item() for d, k in zip(deltas, kept, strict=True)]
-    assert statistics.rescales(thresholds, levels) == pytest.approx(expected, rel=1e-12)
+    assert statistics.rescales(dropping(statistics, thresholds, levels)) == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_rescales_leave_alone_what_is_next_to_nothing():
     statistics = make_statistics(size=100, distance=1e-10)
-    assert statistics.rescales((0.0, math.inf), (keep_level(0.5), KEEP_ALL)) == (1.0, 1.0)
+    assert statistics.rescales(
+        dropping(statistics, (0.0, math.inf), (keep_level(0.5), KEEP_ALL))
+    ) == (1.0, 1.0)
     statistics = make_statistics(size=100)
-    assert statistics.rescales((0.0, 0.0), (KEEP_ALL, 0)) == (1.0, 1.0)
+    assert statistics.rescales(dropping(statistics, (0.0, 0.0), (KEEP_ALL, 0))) == (1.0, 1.0)
 
 
 def test_masks_of_two_seeds_are_not_taken_for_each_other():
@@ -133,9 +202,11 @@ def test_masks_of_two_seeds_are_not_taken_for_each_other():
     other = TensorStatistics(
         "tensor", first.base_P, first.source_MP, "base", first.models, 8, cache
     )
+    again = make_statistics()
     arguments = (0.0, 0.0), (keep_level(0.5), keep_level(0.5))
-    assert first.rescales(*arguments) != other.rescales(*arguments)
-    assert first.rescales(*arguments) == make_statistics().rescales(*arguments)
+    ours, others, anew = (s.rescales(dropping(s, *arguments)) for s in (first, other, again))
+    assert ours != others
+    assert ours == anew
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -144,13 +215,17 @@ def test_nothing_is_prepared_twice(dtype):
     cache = StatisticsCache()
     first = make_statistics(dtype=dtype, cache=cache)
     levels = (keep_level(0.5), keep_level(0.4))
-    facts = first.gram(), first.threshold(0, 0.3), first.rescales((0.0, 0.0), levels)
+    facts = (
+        first.gram(),
+        first.threshold(0, 0.3),
+        first.rescales(dropping(first, (0.0, 0.0), levels)),
+    )
     wiped = [torch.full_like(tensor, math.nan) for tensor in first.source_MP]
     second = TensorStatistics(
         "tensor", first.base_P * math.nan, wiped, "base", first.models, 7, cache
     )
     assert (second.gram(), second.threshold(0, 0.3)) == facts[:2]
-    assert second.rescales((0.0, 0.0), levels) == facts[2]
+    assert second.rescales(dropping(second, (0.0, 0.0), levels)) == facts[2]
 
 
 def test_cache_forgets_masked_norms_but_no_facts():

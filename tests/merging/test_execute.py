@@ -1,4 +1,5 @@
 import math
+import weakref
 
 import pytest
 import torch
@@ -7,7 +8,8 @@ from evomerge.checkpoints.fingerprint import digest_of
 from evomerge.checkpoints.source import MemorySource
 from evomerge.errors import MergeError, NonFiniteError
 from evomerge.kernels.statistics import StatisticsCache
-from tests.merging.small import SHAPES, TASK_ARITHMETIC, make_sources, make_tensors, merged
+from evomerge.merging.execute import execute
+from tests.merging.small import SHAPES, TASK_ARITHMETIC, make_sources, make_tensors, merged, plan_of
 
 UP = "model.layers.1.mlp.up_proj.weight"
 DARE = TASK_ARITHMETIC.replace("task_arithmetic", "dare_ties") + "parameters: {density: 0.5}\n"
@@ -41,6 +43,37 @@ def test_sources_are_not_written_to():
     merged(DARE, sources)
     merged("merge_method: passthrough\nmodels: [model: a]", sources)["lm_head.weight"].zero_()
     assert [digest_of(source) for source in sources.values()] == before
+
+
+class Noting(MemorySource):
+    """Hands out copies, and knows which of them are still held by someone."""
+
+    def __init__(self, source):
+        super().__init__({name: source.read(name) for name in source.names()}, source.label)
+        self.handed_out = []
+
+    def read(self, name):
+        copy = super().read(name).clone()
+        self.handed_out.append(weakref.ref(copy))
+        return copy
+
+    @property
+    def num_held(self):
+        return sum(ref() is not None for ref in self.handed_out)
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "model_stock", "passthrough"])
+def test_nothing_read_is_held_while_a_tensor_is_with_the_consumer(method):
+    text = TASK_ARITHMETIC.replace("task_arithmetic", method)
+    if method == "passthrough":
+        text = "merge_method: passthrough\nmodels: [{model: a}]"
+    if method == "model_stock":
+        text = text.replace(", parameters: {weight: 0.5}", "")
+        text = text.replace(", parameters: {weight: 0.25}", "")
+    sources = {name: Noting(source) for name, source in make_sources().items()}
+    for _ in execute(plan_of(text, sources), sources, StatisticsCache()):
+        assert [source.num_held for source in sources.values()] == [0, 0, 0]
+    assert len(sources["a"].handed_out) == len(SHAPES)
 
 
 def test_masks_depend_on_tensor_and_seed():

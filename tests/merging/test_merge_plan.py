@@ -18,6 +18,11 @@ def values_of(plan, name):
     return next(job.values for job in plan.jobs if job.spec.name == name)
 
 
+def models_of(job):
+    """The base's name and the parents'."""
+    return (job.base and job.base.model, *(parent.model for parent in job.parents))
+
+
 def test_jobs_come_sorted_with_shape_and_dtype_of_the_base():
     sources = make_sources(base={"model.norm.weight": torch.ones(6, dtype=torch.bfloat16)})
     plan = plan_of(TASK_ARITHMETIC, sources)
@@ -26,7 +31,9 @@ def test_jobs_come_sorted_with_shape_and_dtype_of_the_base():
     kept = {job.spec.name: job.spec.dtype for job in plan.jobs}
     assert kept.pop("model.norm.weight") is torch.bfloat16
     assert set(kept.values()) == {torch.float32}
-    assert (plan.base, plan.parents, plan.models) == ("base", ("a", "b"), ("base", "a", "b"))
+    assert {models_of(job) for job in plan.jobs} == {("base", "a", "b")}
+    assert all(name == job.spec.name for job in plan.jobs for _, name in job.inputs)
+    assert plan.layers is None
 
 
 @pytest.mark.parametrize(
@@ -78,7 +85,7 @@ parameters: {weight: 0.75, density: 0.25, lambda: [{filter: layers.2, value: 2.0
 
 def test_the_base_among_the_models_is_no_parent():
     text = TASK_ARITHMETIC.replace("models:", "models:\n  - model: base")
-    assert plan_of(text, make_sources()).parents == ("a", "b")
+    assert {models_of(job) for job in plan_of(text, make_sources()).jobs} == {("base", "a", "b")}
 
 
 def test_slerp_needs_the_base_and_one_other_model():
@@ -86,7 +93,7 @@ def test_slerp_needs_the_base_and_one_other_model():
         "merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b}]\nparameters: {t: 0.5}"
     )
     plan = plan_of(text, make_sources())
-    assert (plan.base, plan.parents) == ("a", ("b",))
+    assert {models_of(job) for job in plan.jobs} == {("a", "b")}
     assert problem(text.replace("base_model: a", "base_model: base")) == (
         "models: slerp takes exactly 1 besides the base, and 2 (a, b) came."
     )
@@ -95,8 +102,23 @@ def test_slerp_needs_the_base_and_one_other_model():
 def test_linear_takes_its_base_from_its_models():
     text = "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5}\n"
     plan = plan_of(text + "base_model: b", make_sources())
-    assert (plan.base, plan.parents) == (None, ("a", "b"))
+    assert {models_of(job) for job in plan.jobs} == {(None, "a", "b")}
     assert "base is not among them" in problem(text + "base_model: base")
+
+
+@pytest.mark.parametrize(
+    ("method", "models", "message"),
+    [
+        ("model_stock", "a", "model_stock takes at least 2 besides the base, and 1 (a) came."),
+        ("slerp", "a, b", "slerp takes exactly 1 besides the base, and 2 (a, b) came."),
+        ("ties", "base", "ties takes at least 1 besides the base, and none came."),
+        ("passthrough", "base, a", "passthrough takes exactly 1, and 2 (base, a) came."),
+    ],
+)
+def test_a_wrong_number_of_parents_names_them(method, models, message):
+    listed = ", ".join(f"{{model: {name}}}" for name in models.split(", "))
+    text = f"merge_method: {method}\nbase_model: base\nmodels: [{listed}]\nparameters: {{t: 1}}\n"
+    assert f"models: {message}" in problem(text).splitlines()
 
 
 @pytest.mark.parametrize(
@@ -161,7 +183,9 @@ def test_a_value_out_of_range_names_the_tensor():
         "weight: 0.5", "weight: 0.5, density: [0.5, 1.5]"
     )
     lines = problem(text).splitlines()
-    assert lines[0].startswith("model.layers.2.input_layernorm.weight: density is 1.5, allowed")
+    assert lines[0].startswith(
+        "model.layers.2.input_layernorm.weight: density is 1.5 for a, allowed"
+    )
     assert len(lines) == 1
 
 
@@ -173,7 +197,7 @@ models:
   - {model: b, parameters: {weight: [0.0, -2.0]}}
 """
     assert problem(text) == (
-        "model.layers.1.input_layernorm.weight: the weights (1.0, -1.0) add up to 0. "
+        "model.layers.1.input_layernorm.weight: a, b: the weights (1.0, -1.0) add up to 0. "
         "Change them, or set normalize: false."
     )
 
@@ -184,6 +208,16 @@ def test_another_shape_names_both_models():
         f"{UP}: b has (12, 6), base base has (10, 6). "
         "These two models cannot be merged tensor by tensor; check base_model."
     )
+
+
+def test_another_number_of_tokens_says_what_to_do():
+    more = {name: torch.zeros(20, 6) for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    lines = problem(TASK_ARITHMETIC, make_sources(b=more)).splitlines()
+    assert [line.partition(":")[0] for line in lines] == sorted(more)
+    assert all(
+        "b has (20, 6), base base has (16, 6). Their vocabularies differ" in x for x in lines
+    )
+    assert all("tokenizer: {source: union}" in line for line in lines)
 
 
 def test_missing_and_extra_tensors_are_counted():

@@ -3,14 +3,23 @@
 import pytest
 
 from evomerge.methods import METHODS
-from tests.contracts.merge_method import MergeMethodContract
+from tests.contracts.merge_method import MergeMethodContract, without_base
 from tests.contracts.textbook import TEXTBOOK
+
+CASES = {
+    **METHODS,
+    **{
+        f"{name} without base": without_base(method)
+        for name, method in METHODS.items()
+        if method.base == "optional"
+    },
+}
 
 
 class TestMethods(MergeMethodContract):
-    @pytest.fixture(params=METHODS)
+    @pytest.fixture(params=CASES)
     def method(self, request):
-        return METHODS[request.param]
+        return CASES[request.param]
 
 
 def test_every_method_has_its_textbook():

@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
+from evomerge.errors import MergeError
 from evomerge.methods import METHODS
-from tests.contracts.merge_method import make_tensors, make_values, run
+from tests.contracts.merge_method import NAME, make_tensors, make_values, run
 
 SLERP = METHODS["slerp"]
 
@@ -38,7 +39,7 @@ def test_equal_norms_are_kept_along_the_arc():
 @pytest.mark.parametrize(
     ("base", "model"),
     [
-        ([1.0, -2.0], [-1.0, 2.0]),  # opposite: every arc is as short
+        ([1.0], [-2.0]),  # one number has no angle
         ([0.0, 0.0], [1.0, 2.0]),  # zero: no direction
         ([1.0, 2.0], [0.0, 0.0]),
         ([0.0, 0.0], [0.0, 0.0]),
@@ -56,3 +57,14 @@ def test_the_arc_ends_at_a_cosine_of_0_9995(cosine, on_the_arc):
     base = torch.tensor([1.0, 0.0])
     line = 0.5 * model + 0.5 * base
     assert torch.equal(between(base, model, 0.5), line) is not on_the_arc
+
+
+@pytest.mark.parametrize(("cosine", "refused"), [(-0.99949, False), (-0.99951, True), (-1, True)])
+def test_opposite_models_are_refused_with_tensor_models_and_cosine(cosine, refused):
+    model = torch.tensor([cosine, math.sqrt(1 - cosine**2)])
+    if not refused:
+        assert between(torch.tensor([1.0, 0.0]), model, 0.5).isfinite().all()
+        return
+    sentence = rf"^{NAME}: base and parent-0 point in opposite .*{cosine:.4f}.*linear"
+    with pytest.raises(MergeError, match=sentence):
+        between(torch.tensor([1.0, 0.0]), model, 0.5)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from evomerge.config.models import ModelRef
 from evomerge.config.recipe import Recipe
-from evomerge.config.resolve import parameter_at, setting_at
+from evomerge.config.resolve import Position, parameter_at, setting_at
 from evomerge.config.space import LayerScope, entries_of
 from evomerge.space.decode import RecipeTemplate, decode, values_of
 from evomerge.space.genome import Genome
@@ -88,7 +88,12 @@ def value_at(recipe, name, parent, tensor):
     """What the recipe's own level says: a parent's parameters, or the shared ones."""
     position = PARENTS.index(parent) if parent else None
     level = recipe.parameters if parent is None else recipe.models[position].parameters
-    return setting_at(level[name], tensor, LAYOUT) if name in level else None
+    return setting_at(level[name], tensor, place_of(tensor)) if name in level else None
+
+
+def place_of(tensor):
+    """Where a tensor stands."""
+    return Position(LAYOUT.layer_of(tensor), LAYOUT.num_layers)
 
 
 @pytest.mark.parametrize("text", SECTIONS)
@@ -197,10 +202,13 @@ def test_what_filters_miss_falls_to_the_shared_value_then_the_default():
     space = make_space("  density: {filter: mlp}\n  lambda: {filter: mlp}")
     recipe = decode(space, Genome(space.initial), template(shared={"density": 0.4}))
     density, lam = (next(p for p in PARAMS if p.name == name) for name in ("density", "lambda"))
-    source = recipe.models[0]
-    assert parameter_at(density, TENSORS[0], LAYOUT, recipe, source) == 0.4
-    assert parameter_at(density, "model.layers.1.mlp.w", LAYOUT, recipe, source) == 0.55
-    assert parameter_at(lam, TENSORS[0], LAYOUT, recipe, None) == 1.0
+    own, shared = recipe.models[0].parameters, recipe.parameters
+    values = [
+        parameter_at(density, name, place_of(name), (own, shared), "m", "a")
+        for name in (TENSORS[0], "model.layers.1.mlp.w")
+    ]
+    assert values == [0.4, 0.55]
+    assert parameter_at(lam, TENSORS[0], place_of(TENSORS[0]), (shared,), "m") == 1.0
 
 
 def test_curves_are_rounded_layer_by_layer():

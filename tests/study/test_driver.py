@@ -20,10 +20,11 @@ def reference(tmp_path_factory):
 
 def test_budget_baselines_and_order(tmp_path):
     ledger = run(make_setup(tmp_path), FormulaPool())
-    names = [record.baseline for record in ledger.records[:4]]
-    assert names == ["base", "parent:a", "parent:b", "uniform"]
+    names = [record.baseline for record in ledger.records[:5]]
+    assert names == ["base", "parent:a", "parent:b", "uniform", "greedy_soup"]
     assert ledger.num_evaluations == 12
-    assert all(record.state == "done" for record in ledger.records)
+    # the soup of these two is the better one alone
+    assert {r.baseline for r in ledger.records if r.state != "done"} == {"greedy_soup"}
     assert [r.ask.seq for r in ledger.candidates] == list(range(12))
     assert [r.result.tell_seq for r in ledger.candidates] == list(range(12))
     assert [r.ask.after for r in ledger.candidates] == [0] * 4 + [4] * 4 + [8] * 4
@@ -50,7 +51,7 @@ def test_a_killed_search_goes_on_as_if_nothing_had_happened(tmp_path, reference,
     resumed = FormulaPool(seed=9)
     ledger = run(setup, resumed)
     assert log_of(ledger) == reference
-    finished = [entry for entry in before if entry[1] == "done"]
+    finished = [entry for entry in before if entry[1] in ("done", "duplicate")]
     assert finished == reference[: len(finished)], "finished trials stand unchanged"
     assert not set(killed.jobs) & set(resumed.jobs), "no chunk that came back is scored again"
 
@@ -117,7 +118,7 @@ def test_a_larger_budget_continues_like_one_search(tmp_path, reference):
         # the cut generation was told before its rest was asked; everything else is the same
         (*entry[:5], entry[5] and type(entry[5])(entry[5].seq, after, entry[5].genome), entry[6])
         for entry, after in zip(
-            reference, [None] * 4 + [0] * 4 + [4] * 2 + [6] * 2 + [8] * 4, strict=True
+            reference, [None] * 5 + [0] * 4 + [4] * 2 + [6] * 2 + [8] * 4, strict=True
         )
     ]
 
@@ -137,7 +138,7 @@ def test_async_mode_keeps_every_invariant_and_its_log_replays(tmp_path):
     ledger = run(setup, FormulaPool(num_workers=3, seed=1))
     assert [r.ask.seq for r in ledger.candidates] == list(range(20))
     assert sorted(r.result.tell_seq for r in ledger.candidates) == list(range(20))
-    assert all(r.state == "done" for r in ledger.records)
+    assert all(r.state == "done" for r in ledger.candidates)
     afters = [r.ask.after for r in ledger.candidates]
     assert afters == sorted(afters)
     again = FormulaPool(num_workers=3)
@@ -252,7 +253,9 @@ def test_confirm_scores_winner_and_baselines_on_unseen_items(tmp_path):
     pool = FormulaPool()
     ledger = run(setup, pool)
     confirm = StudyView(setup.config).summary["confirm"]
+    soup = confirm.pop("greedy_soup")
     assert list(confirm) == ["base", "parent:a", "parent:b", "uniform", "winner"]
+    assert {**soup, "trial": 1} == confirm["parent:a"]
     assert confirm["winner"]["trial"] == ledger.best.number
     assert confirm["winner"]["num_items"] == 10
     assert sum(role == "confirm" for _, role, _ in pool.jobs) == 5

@@ -36,7 +36,8 @@ def test_the_log_is_complete(study):
     assert study.summary["state"] == "done"
     assert study.summary["trials"]["done"] == 4 + 8
     assert study.summary["examples_scored"] == 12 * 32
-    assert list(study.summary["baselines"]) == ["base", "parent:a", "parent:b", "uniform"]
+    names = ["base", "parent:a", "parent:b", "uniform", "greedy_soup"]
+    assert list(study.summary["baselines"]) == names
     trials = study.trials
     assert trials["knob.weight.a"].notna().sum() == 8
     assert (
@@ -185,7 +186,7 @@ def test_another_config_under_the_same_name_is_refused_with_what_differs(world, 
 
 
 def test_a_study_is_never_started_over_an_old_one(world, study):
-    with pytest.raises(StudyError, match="exists already with 12 trials"):
+    with pytest.raises(StudyError, match="exists already with 13 trials"):
         evomerge.search(settings(world, "reference"))
 
 
@@ -276,8 +277,8 @@ def test_a_moved_study_goes_on_where_it_is_now_and_with_changed_settings(world, 
     config = find_config("to-move", str(journal), ["study.budget.evaluations=12"])
     assert config.study.folder == str(tmp_path / "moved")
     after = log_of(evomerge.search(config, resume=True).ledger)
-    assert after[:12] == before
-    assert len(after) == 16
+    assert after[:13] == before
+    assert len(after) == 17
     assert not (world / "runs" / "to-move").exists()
 
 
@@ -316,5 +317,5 @@ def test_a_torn_last_line_of_the_journal_is_cut_and_the_search_goes_on(world):
     data = settings(world, "torn")
     data["study"] = {**data["study"], "budget": {"evaluations": 12}}
     after = log_of(evomerge.search(data, resume=True).ledger)
-    assert after[:12] == log_of(view.ledger)
-    assert len(after) == 16
+    assert after[:13] == log_of(view.ledger)
+    assert len(after) == 17

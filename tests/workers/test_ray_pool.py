@@ -55,7 +55,7 @@ def test_a_driver_killed_in_mid_search_is_resumed_without_loss_or_repeat(world, 
     config = write_config(world, "killed", workers=RAY)
     kill_when(start("search", config), lambda: num_stored(config) >= 17)
     before = log_of(load_study(config).ledger)
-    finished = [entry for entry in before if entry[1] == "done"]
+    finished = [entry for entry in before if entry[1] in ("done", "duplicate")]
     assert len(finished) >= 4
     assert len(finished) < 12, "the kill came in the middle"
     assert status_of(config)["state"] == "stopped"

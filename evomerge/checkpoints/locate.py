@@ -6,7 +6,7 @@ from evomerge.config.models import FolderRef, ModelRef
 from evomerge.errors import CheckpointError
 
 # a prefix, so that copies in other formats (original/, consolidated*, onnx/) stay where they are
-_SIDECARS = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py"]
+_SIDECARS = ["README.md", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py"]
 _WEIGHTS = ["model*.safetensors"]
 _PICKLES = ["pytorch_model*.bin"]
 _ADAPTER = ["adapter_model.safetensors"]

@@ -6,6 +6,7 @@ https://arxiv.org/abs/2405.07813. A task needs an element where its own task vec
 `min_tasks` need are left at the base. Kernel: local.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 
@@ -68,7 +69,7 @@ METHOD = Method(
     summary="weighted sum of the task vectors where enough of them matter",
     source="https://arxiv.org/abs/2405.07813",
     params=(
-        WEIGHT,
+        dataclasses.replace(WEIGHT, default=1.0),
         Param(
             name="lambda_mask",
             meaning="how large this model's element must be, as a multiple of the others' sum",

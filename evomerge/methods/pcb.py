@@ -14,6 +14,7 @@ The authors' code departs from the paper (it squares Norm, and takes a hyperboli
 second factor). Kernel: local, with scores in float64.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -165,7 +166,7 @@ METHOD = Method(
     summary="mean of the task vectors by how their elements compete",
     source="https://arxiv.org/abs/2410.02396",
     params=(
-        WEIGHT,
+        dataclasses.replace(WEIGHT, default=1.0),
         Param(
             name="density",
             meaning="share of every task vector, by score, that is kept",

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+from evomerge.checkpoints.shards import TensorSpec
 from evomerge.checkpoints.source import TensorSource
-from evomerge.checkpoints.writer import TensorSpec
 from evomerge.config.layout import Layout
 from evomerge.config.params import Param
 from evomerge.config.recipe import Recipe

@@ -1,4 +1,4 @@
-"""The resident model whose weights are overwritten for each candidate, and its tokenizer."""
+"""The resident model whose weights are overwritten for each candidate."""
 
 import re
 from collections.abc import Mapping
@@ -53,7 +53,10 @@ def load_live_model(
         KeyError,
         StrictDataclassError,
     ) as error:
-        raise _unreadable(folder, "model", error) from None
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{folder}: transformers cannot load this model ({reason})."
+        ) from None
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -97,22 +100,3 @@ def _keep_wide(model: Any, dtype: torch.dtype) -> None:
     for name, tensor in model.state_dict(keep_vars=True).items():
         if any(re.search(part, name) for part in kept):
             tensor.data = tensor.data.float()
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a model folder.
-
-    Raises:
-        CheckpointError: There is none, or transformers cannot read it.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise _unreadable(folder, "tokenizer", error) from None
-
-
-def _unreadable(folder: Path, what: str, error: Exception) -> CheckpointError:
-    reason = " ".join(str(error).split())[:300]
-    return CheckpointError(f"{folder}: transformers cannot load this {what} ({reason}).")

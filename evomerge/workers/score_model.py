@@ -8,6 +8,7 @@ import torch
 
 from evomerge.adapters.open import open_model
 from evomerge.checkpoints.fingerprint import digest_of
+from evomerge.checkpoints.vocabulary import load_tokenizer
 from evomerge.config.models import ModelRef
 from evomerge.config.recipe import Recipe, Source
 from evomerge.config.suite import ItemRole, SuiteConfig
@@ -18,7 +19,7 @@ from evomerge.evaluate.tasks import load_tasks
 from evomerge.kernels.statistics import StatisticsCache
 from evomerge.merging.bind import ModelSet
 from evomerge.merging.live import write_live
-from evomerge.workers.live_model import load_live_model, load_tokenizer
+from evomerge.workers.live_model import load_live_model
 
 
 @dataclass(frozen=True)

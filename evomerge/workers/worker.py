@@ -14,6 +14,7 @@ import torch
 
 from evomerge.adapters.open import Model, open_model
 from evomerge.checkpoints.architecture import layout_of
+from evomerge.checkpoints.vocabulary import load_tokenizer
 from evomerge.config.recipe import Recipe
 from evomerge.errors import EvoMergeError, MergeError
 from evomerge.evaluate.evaluator import SuiteFacts
@@ -24,7 +25,7 @@ from evomerge.merging.bind import ModelSet
 from evomerge.merging.live import write_live
 from evomerge.merging.vocabulary import Vocabulary, align, fit_vocabulary
 from evomerge.workers.job import Job, Outcome, WorkerSettings
-from evomerge.workers.live_model import load_live_model, load_tokenizer
+from evomerge.workers.live_model import load_live_model
 from evomerge.workers.logs import about_trial, close_log, open_log
 
 log = logging.getLogger(__name__)

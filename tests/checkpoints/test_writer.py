@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 
 from evomerge.checkpoints.index import STORED_DTYPES
 from evomerge.checkpoints.reader import open_checkpoint
+from evomerge.checkpoints.shards import TensorSpec, plan_shards
 from evomerge.checkpoints.sidecars import copy_sidecars
-from evomerge.checkpoints.writer import TensorSpec, plan_shards, write_checkpoint
+from evomerge.checkpoints.writer import write_checkpoint
 from evomerge.errors import CheckpointError
 from tests.checkpoints.conftest import random_bits, same_bits
 

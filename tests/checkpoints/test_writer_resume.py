@@ -10,7 +10,8 @@ import torch
 
 from evomerge.checkpoints.fingerprint import checksum_of
 from evomerge.checkpoints.partial import JOURNAL, partial_path
-from evomerge.checkpoints.writer import CheckpointWriter, TensorSpec
+from evomerge.checkpoints.shards import TensorSpec
+from evomerge.checkpoints.writer import CheckpointWriter
 from evomerge.errors import CheckpointError
 from tests.checkpoints.conftest import random_bits
 

@@ -29,8 +29,9 @@ def _row(method: Method) -> str:
     knobs = ", ".join(f"`{p.name}`" for p in method.params if p.search) or "nothing"
     exactly = method.max_parents == method.min_parents
     number = f"{method.min_parents}" if exactly else f"{method.min_parents} or more"
-    models = {"required": f"base and {number}", "optional": f"{number}, with a base or without"}
-    return f"| [`{method.name}`]({method.source}) | {method.summary} | {knobs} | {models.get(method.base, number)} |"
+    by_base = {"required": f"base and {number}", "optional": f"{number}, with a base or without"}
+    models = by_base.get(method.base, number)
+    return f"| [`{method.name}`]({method.source}) | {method.summary} | {knobs} | {models} |"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Sidecars of a merge: which config, tokenizer, templates and code are copied, and from whom."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -119,6 +120,19 @@ def merged_config(
     config = config if dtype is None else _with_dtype(config, dtype)
     config = config if vocab_size is None else _with_vocab_size(config, vocab_size)
     return config if layers is None else with_depth(config, layers)
+
+
+def sidecars_hash(folder: Path) -> str:
+    """Return a hash of the files besides weights that decide what a model answers, as hexadecimal.
+
+    Its config files and those of its tokenizer, chat templates included.
+    """
+    digest = hashlib.sha256()
+    for pattern in ("config.json", "generation_config.json", *_TOKENIZER_FILES):
+        for path in sorted(folder.glob(pattern)):
+            digest.update(json.dumps(str(path.relative_to(folder))).encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def copy_tokenizer(donor: Path, out: Path) -> list[str]:

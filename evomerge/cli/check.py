@@ -34,9 +34,14 @@ def _facts(setup: "Setup") -> dict[str, Any]:
     from evomerge.config.suite import ROLES
 
     config = setup.config
+    adapters = {name: ref.adapter for name, ref in config.models.parents.items()}
+    adapters["base"] = config.models.base.adapter
     return {
         "study": config.study.name,
-        "models": {name: str(folder) for name, folder in setup.folders.items()},
+        "models": {
+            name: f"{folder}+{adapters[name]}" if adapters.get(name) else str(folder)
+            for name, folder in setup.folders.items()
+        },
         "bytes": setup.num_bytes,
         "layers": setup.layout.num_layers,
         "out_dtype": setup.out_dtype,

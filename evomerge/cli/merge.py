@@ -1,5 +1,6 @@
 """`evomerge merge RECIPE.yaml OUT`: carry out one recipe."""
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from evomerge.merging.folder import Progress
 
 GIB = 2**30
+DEFAULT_SHARD_GIB = 5.0
 
 
 @click.command()
@@ -22,7 +24,7 @@ GIB = 2**30
 @click.option(
     "--shard-gib",
     type=click.FloatRange(min=0, min_open=True),
-    default=5.0,
+    default=DEFAULT_SHARD_GIB,
     show_default=True,
     help="Most GiB of tensors in one file.",
 )
@@ -46,8 +48,12 @@ def merge(
     OUT appears when it is complete. A merge that was stopped or killed is gone on with by the same
     command, from the last file that it finished.
     """
+    if as_adapter and shard_gib != DEFAULT_SHARD_GIB:
+        raise click.UsageError("--shard-gib is for full models only.")
     if rank and not as_adapter:
         raise click.UsageError("--rank is for --adapter only.")
+    if not math.isfinite(shard_gib):
+        raise click.UsageError(f"--shard-gib: came {shard_gib}, a finite number is needed.")
     from evomerge.config.mergekit import read_recipe
     from evomerge.merging.run import merge as run_merge
 

@@ -38,6 +38,8 @@ Where evomerge does otherwise than mergekit 0.1.5, and why:
 - slerp, nuslerp: a cosine below -0.9995 between whole tensors is an error, because the arc may go
   any way round; mergekit takes the straight line, or divides by a small sine. karcher: so is a
   model opposite to the mean. A tensor of one number takes the straight line.
+- nuslerp: weights that add up to less than 1e-6 are an error; mergekit takes the middle of the arc.
+  multislerp: directions that cancel are an error for two models too; mergekit sums the two.
 - multislerp: where all task vectors are 0 the base stays; mergekit stops from three models on.
   Weights that add up to 0 are refused before the merge.
 - slerp, nuslerp, multislerp, karcher, model_stock: coefficients come from inner products in

@@ -128,6 +128,8 @@ class ModelRef(FolderRef):
 
 
 def _split_revision(text: str) -> dict[str, str | None]:
+    if text.startswith("/"):  # a folder, which has no revision
+        return {"path": text}
     path, at, revision = text.rpartition("@")
     return {"path": path, "revision": revision} if at and path else {"path": text}
 

@@ -67,7 +67,14 @@ class ModelSet:
         tokenizer = recipe.tokenizer.model_dump_json() if recipe.tokenizer else None
         base = None if recipe.base_model is None else str(recipe.base_model)
         # one for all candidates of a search: tokenizers are read once
-        key = (names, base, tokenizer, recipe.tokenizer_source, recipe.chat_template)
+        key = (
+            names,
+            base,
+            str(recipe.donor),
+            tokenizer,
+            recipe.tokenizer_source,
+            recipe.chat_template,
+        )
         if key not in self._vocabularies:
             models = {name: self.models[name] for name in names}
             self._vocabularies[key] = align(

@@ -191,7 +191,8 @@ def _differences(member: Member, who: str, donor: Member) -> Iterator[str]:
         shape, dtype = _shape_and_dtype(member, name)
         donor_shape, donor_dtype = _shape_and_dtype(donor, name)
         if shape != donor_shape:
-            advice = _ALIGN if name in embedding_and_head(donor.given) else _CHECK
+            rows_only = shape[1:] == donor_shape[1:] and name in embedding_and_head(donor.given)
+            advice = _ALIGN if rows_only else _CHECK
             yield f"{name}: {member.name} has {shape}, {who} has {donor_shape}. {advice}"
         both_float = dtype.is_floating_point and donor_dtype.is_floating_point
         if both_float and dtype not in MERGED_DTYPES:

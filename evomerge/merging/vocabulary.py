@@ -194,7 +194,7 @@ def _aligned(config: TokenizerConfig, models: _Models) -> Vocabulary:
     others = [theirs for theirs in tokens.values() if theirs.folder != folder]
     others = others if config.source == "union" else []
     numbers = join_numbers(first, others, config.tokens)
-    if plain and _agree(numbers, tokens, models):
+    if plain and _agree(numbers, tokens, models, chosen):
         return Vocabulary(None, models.sources, folder)
     names, rows = _vocabulary_tensors(models), _rows(config, numbers, tokens, models)
     inner = [models.sources[model] for model in tokens]
@@ -252,10 +252,29 @@ def _one_size(models: _Models) -> bool:
     return len({models.num_rows(model) for model in models.folders}) == 1
 
 
-def _agree(numbers: Mapping[str, int], tokens: Mapping[str, Tokens], models: _Models) -> bool:
-    """Whether every model has every token under its number, and all have equally many rows."""
-    return _one_size(models) and all(
-        numbers.items() <= theirs.numbers.items() for theirs in tokens.values()
+def _agree(
+    numbers: Mapping[str, int], tokens: Mapping[str, Tokens], models: _Models, chosen: str
+) -> bool:
+    """Whether every model has every token under its number, and all have equally many rows.
+
+    Where the model of these numbers is not merged, there is nothing to fill a row with: a model may
+    then lack a token, as long as it has no other under that number and a row for it.
+    """
+    if not _one_size(models):
+        return False
+    if chosen in tokens:
+        return all(numbers.items() <= theirs.numbers.items() for theirs in tokens.values())
+    num_rows = models.num_rows(models.donor)
+    fits = num_rows is None or max(numbers.values()) < num_rows
+    return fits and all(_no_other(numbers, theirs.numbers) for theirs in tokens.values())
+
+
+def _no_other(numbers: Mapping[str, int], own: Mapping[str, int]) -> bool:
+    """Whether no number means one token here and another in a model."""
+    names = {number: token for token, number in numbers.items()}
+    return all(
+        numbers.get(token, number) == number and names.get(number, token) == token
+        for token, number in own.items()
     )
 
 

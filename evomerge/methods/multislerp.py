@@ -40,7 +40,7 @@ def _coefficients(
     # mean and tangent as coefficients of the units
     mean_norm = float(np.sqrt(max(0.0, weight_M @ unit_MM @ weight_M)))
     if mean_norm < eps:
-        if len(weight_M) == 2 or not norm_M.any() or is_single(statistics):
+        if not norm_M.any() or is_single(statistics):
             return weight_M
         raise MergeError(
             f"{statistics.name}: the weighted directions of {', '.join(statistics.models)} add up "

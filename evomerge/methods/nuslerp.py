@@ -19,7 +19,7 @@ from evomerge.methods.method import WEIGHT, Method, Values
 from evomerge.methods.slerp import arc, is_single, refuse_opposite
 
 NO_WEIGHT = 1e-6
-"""Sum of the weights, of either sign, below which the middle of the arc is taken."""
+"""Sum of the weights, of either sign, below which they name no place on the arc."""
 
 NO_DIRECTION = 1e-7
 """Norm below which a tensor or row counts as having this norm."""
@@ -31,8 +31,7 @@ STRAIGHT = 2.0**-23
 def table(values: Values, statistics: TensorStatistics) -> Span | Whole:
     """Return the coefficients of both models, or the merge row by row."""
     first, second = values.per_model["weight"]
-    total = first + second
-    t = 0.5 if abs(total) < NO_WEIGHT else second / total
+    t = second / (first + second)
     if values.shared["nuslerp_flatten"]:
         return _flat(t, statistics)
     along = 0 if values.shared["nuslerp_row_wise"] else -1
@@ -43,7 +42,8 @@ def _flat(t: float, statistics: TensorStatistics) -> Span:
     with_base = statistics.base_P is not None
     (xx, xy), (_, yy) = (row[-2:] for row in statistics.gram()[-2:])
     cosine = xy / (max(math.sqrt(xx), NO_DIRECTION) * max(math.sqrt(yy), NO_DIRECTION))
-    if is_single(statistics) or (cosine > 0 and 1.0 - cosine**2 <= STRAIGHT):
+    straight = t in (0.0, 1.0) or (cosine > 0 and 1.0 - cosine**2 <= STRAIGHT)
+    if straight or is_single(statistics):
         return Span((1.0 - t, t), base=1.0, deltas=with_base)
     refuse_opposite(cosine, statistics, statistics.models)
     return Span(arc(t, cosine), base=1.0, deltas=with_base)
@@ -77,6 +77,14 @@ def by_rows(
     return merged if base is None else merged.add_(base)
 
 
+def weights_cancel(values: Values) -> str | None:
+    """Refuse weights that add up to nothing."""
+    weights = values.per_model["weight"]
+    if abs(sum(weights)) < NO_WEIGHT:
+        return f"the weights {weights} add up to 0, which is no place on an arc. Change them."
+    return None
+
+
 METHOD = Method(
     name="nuslerp",
     summary="along the arc between two models or their task vectors, by weights",
@@ -100,6 +108,7 @@ METHOD = Method(
     ),
     table=table,
     base="optional",
+    refuse=weights_cancel,
     min_parents=2,
     max_parents=2,
 )

@@ -29,7 +29,7 @@ def table(values: Values, statistics: TensorStatistics) -> Span:
     (base_base, base_delta), (_, delta_delta) = statistics.gram()
     model_model = max(0.0, base_base + 2.0 * base_delta + delta_delta)
     norms = math.sqrt(base_base), math.sqrt(model_model)
-    if min(norms) <= NO_DIRECTION:
+    if min(norms) <= NO_DIRECTION or t in (0.0, 1.0):
         return Span((t,), base=1.0 - t)
     cosine = (base_base + base_delta) / (norms[0] * norms[1])
     if cosine > PARALLEL or is_single(statistics):
@@ -60,7 +60,8 @@ def refuse_opposite(cosine: float, statistics: TensorStatistics, models: tuple[s
         raise MergeError(
             f"{statistics.name}: {models[0]} and {models[1]} point in opposite directions (cosine "
             f"{cosine:.6f}, at least {OPPOSITE} is allowed), so no arc between them is shorter "
-            "than the others. Merge this tensor by linear, or leave one of the models out."
+            "than the others. Take one of them whole here, by a rule with a filter, use linear, or "
+            "leave one of the models out."
         )
 
 

@@ -129,7 +129,9 @@ def _lay_out(config: SpaceConfig, known: Mapping[str, Param], models: Models) ->
 def _problems(
     config: SpaceConfig, fixed: Mapping[str, Fixed], known: Mapping[str, Param], models: Models
 ) -> Iterator[str]:
-    if not config:
+    if not known:
+        yield "space: the merge method has no parameters to search. Use evomerge merge."
+    elif not config:
         yield "space: is empty. Name at least one parameter of the merge method."
     for name, written in config.items():
         if name not in known:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
+from evomerge.checkpoints.sidecars import sidecars_hash
 from evomerge.evaluate.evaluator import SuiteFacts
 from evomerge.study.setup import Setup
 
@@ -30,7 +31,11 @@ def make_spec(setup: Setup, facts: SuiteFacts) -> dict[str, Any]:
     return {
         "seed": config.study.seed,
         "models": {
-            name: {"model": str(ref), "fingerprint": setup.fingerprints[name]}
+            name: {
+                "model": str(ref),
+                "fingerprint": setup.fingerprints[name],
+                "other_files": sidecars_hash(setup.folders[name]),
+            }
             for name, ref in {"base": config.models.base, **config.models.parents}.items()
         },
         "merge": config.merge.model_dump(mode="json"),

@@ -100,3 +100,25 @@ def _keep_wide(model: Any, dtype: torch.dtype) -> None:
     for name, tensor in model.state_dict(keep_vars=True).items():
         if any(re.search(part, name) for part in kept):
             tensor.data = tensor.data.float()
+
+
+CONFIGS = ("config.json", "generation_config.json")
+"""Files of a model's folder that, besides its weights and tokenizer, decide what it answers."""
+
+
+def configs_of(folder: Path) -> dict[str, Any]:
+    """Return what a model's config files say."""
+    paths = [folder / name for name in CONFIGS]
+    return {path.name: read_json(path, str(folder)) for path in paths if path.exists()}
+
+
+def take_token_ids(model: Any, folder: Path) -> None:
+    """Give a live model the special-token ids of the model whose token numbers a merge has.
+
+    The same that a merge's files get (`checkpoints/sidecars.py`).
+    """
+    configs = configs_of(folder)
+    for name, own in zip(CONFIGS, (model.config, model.generation_config), strict=True):
+        for key, value in configs.get(name, {}).items():
+            if key.endswith("_token_id") and getattr(own, key, None) is not None:
+                setattr(own, key, value)

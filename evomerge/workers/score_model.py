@@ -19,7 +19,7 @@ from evomerge.evaluate.tasks import load_tasks
 from evomerge.kernels.statistics import StatisticsCache
 from evomerge.merging.bind import ModelSet
 from evomerge.merging.live import write_live
-from evomerge.workers.live_model import load_live_model
+from evomerge.workers.live_model import load_live_model, take_token_ids
 
 
 @dataclass(frozen=True)
@@ -100,5 +100,7 @@ def _merged(recipe: Recipe, attention: str | None, device: str) -> tuple[torch.n
     dtype = getattr(torch, wanted) if wanted else donor.main_dtype
     bound = ModelSet(models).bind(recipe)
     live = load_live_model(donor.folder, dtype, attention, device, bound.config)
+    if bound.vocabulary.numbered_by is not None:
+        take_token_ids(live, bound.vocabulary.numbered_by)
     digest = write_live(bound.plan, bound.sources, StatisticsCache(keep_ranks=False), live)
     return live, digest, load_tokenizer(bound.vocabulary.tokenizer_folder)

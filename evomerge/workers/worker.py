@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -25,7 +25,7 @@ from evomerge.merging.bind import ModelSet
 from evomerge.merging.live import write_live
 from evomerge.merging.vocabulary import Vocabulary, align, fit_vocabulary
 from evomerge.workers.job import Job, Outcome, WorkerSettings
-from evomerge.workers.live_model import load_live_model
+from evomerge.workers.live_model import configs_of, load_live_model, take_token_ids
 from evomerge.workers.logs import about_trial, close_log, open_log
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,9 @@ log = logging.getLogger(__name__)
 class Worker:
     """Prepared once, then asked for one job after another.
 
-    Sources are read by memory map; the live model is made from the base model and overwritten in
-    place for each recipe. A recipe that is live already is not merged again.
+    Sources are read by memory map. The live model is overwritten in place for each recipe; it has
+    the config of the recipe's donor, as the exported folder has, and is loaded anew where that
+    changes. A recipe that is live already is not merged again.
 
     Args:
         settings: What to prepare.
@@ -55,20 +56,16 @@ class Worker:
         self._models = ModelSet(self._sources)
         # of a recipe's models with its vocabulary: what a row is filled with depends on both
         self._statistics: dict[str, StatisticsCache] = {}
-        dtype = getattr(torch, settings.out_dtype)
-        attention = settings.suite.attn_implementation
-        self._model = load_live_model(base.folder, dtype, attention, settings.device)
-        numbered = self._numbered(settings)
-        fit_vocabulary(self._model, numbered)  # the harness checks its tokens against the rows
-        tokenizer = load_tokenizer(numbered.tokenizer_folder)
-        self._harness = Harness(load_tasks(settings.suite), settings.suite, self._model, tokenizer)
+        self._settings = settings
+        self._make_ready(base.folder, None)
+        self._facts = self._harness.facts()
         # hash of the recipe and digest of the weights in the live model
         self._live: tuple[str, str] | None = None
         log.info("worker %s is ready on %s", name, os.uname().nodename)
 
     def facts(self) -> SuiteFacts:
         """Return what identifies the prepared suite."""
-        return self._harness.facts()
+        return self._facts
 
     def run(self, job: Job) -> Outcome:
         """Do one job; errors of the candidate come back in the outcome, never as an exception."""
@@ -108,11 +105,34 @@ class Worker:
         if self._live is None or self._live[0] != recipe.hash:
             self._live = None  # a merge that stops half-way leaves weights of nobody
             bound = self._models.bind(recipe)
+            donor = self._sources[str(recipe.donor)].folder
+            if self._configs != self._configs_of(donor, bound.vocabulary.numbered_by):
+                self._make_ready(donor, bound.vocabulary.numbered_by)
             fit_vocabulary(self._model, bound.vocabulary)
             statistics = self._statistics.setdefault(bound.vocabulary.digest, StatisticsCache())
             digest = write_live(bound.plan, bound.sources, statistics, self._model)
             self._live = recipe.hash, digest
         return self._live[1]
+
+    def _make_ready(self, donor: Path, numbered_by: Path | None) -> None:
+        """Load the live model with the config of a recipe's donor, and prepare the tasks for it.
+
+        Models of one search may differ in what a weight does not show, such as a rotary base.
+        """
+        settings = self._settings
+        dtype = getattr(torch, settings.out_dtype)
+        attention = settings.suite.attn_implementation
+        self._model = load_live_model(donor, dtype, attention, settings.device)
+        numbered = self._numbered(settings)
+        fit_vocabulary(self._model, numbered)  # the harness checks its tokens against the rows
+        if numbered_by is not None:
+            take_token_ids(self._model, numbered_by)
+        tokenizer = load_tokenizer(numbered.tokenizer_folder)
+        self._harness = Harness(load_tasks(settings.suite), settings.suite, self._model, tokenizer)
+        self._configs = self._configs_of(donor, numbered_by)
+
+    def _configs_of(self, donor: Path, numbered_by: Path | None) -> tuple[Any, ...]:
+        return configs_of(donor), None if numbered_by is None else configs_of(numbered_by)
 
     def _numbered(self, settings: WorkerSettings) -> Vocabulary:
         """Return all models under the token numbers that every recipe has."""

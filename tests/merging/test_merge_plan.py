@@ -210,6 +210,13 @@ def test_another_shape_names_both_models():
     )
 
 
+def test_embeddings_of_another_width_are_not_blamed_on_the_vocabulary():
+    wide = {name: torch.zeros(16, 8) for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    lines = problem(TASK_ARITHMETIC, make_sources(b=wide)).splitlines()
+    assert len(lines) == 2
+    assert all("b has (16, 8)" in line and "check base_model" in line for line in lines)
+
+
 def test_another_number_of_tokens_says_what_to_do():
     more = {name: torch.zeros(20, 6) for name in ("model.embed_tokens.weight", "lm_head.weight")}
     lines = problem(TASK_ARITHMETIC, make_sources(b=more)).splitlines()

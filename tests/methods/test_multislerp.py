@@ -42,9 +42,10 @@ def test_the_direction_is_the_mean_of_the_directions():
     assert out.tolist() == pytest.approx([2.5 * 0.5**0.5] * 2, rel=1e-6)
 
 
-def test_two_models_that_cancel_take_the_straight_line():
+def test_two_models_that_cancel_are_refused():
     x = torch.tensor([1.0, -2.0, 0.5])
-    assert torch.equal(mean([x, -3 * x], (0.5, 0.5)), -x)
+    with pytest.raises(MergeError, match=rf"^{NAME}: .*parent-0, parent-1 add up to nothing"):
+        mean([x, -3 * x], (0.5, 0.5))
 
 
 def test_more_models_that_cancel_are_refused_with_tensor_and_norm():

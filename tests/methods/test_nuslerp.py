@@ -31,7 +31,13 @@ def test_ends_are_the_models_themselves(method, form):
 def test_only_the_proportion_of_the_weights_counts():
     _, (x, y) = make_tensors(2, 100)
     assert torch.equal(between(x, y, (0.2, 0.6)), between(x, y, (1.0, 3.0)))
-    assert torch.equal(between(x, y, (0.5, -0.5)), between(x, y, (1.0, 1.0)))  # a sum of 0
+
+
+def test_weights_that_cancel_are_refused():
+    refuse = METHODS["nuslerp"].refuse
+    values = make_values(METHODS["nuslerp"], 2, weight=(0.5, -0.5))
+    assert "add up to 0" in refuse(values)
+    assert refuse(make_values(METHODS["nuslerp"], 2, weight=(0.5, 0.4))) is None
 
 
 def test_each_row_turns_by_its_own_angle():
@@ -55,6 +61,7 @@ def test_opposite_models_are_refused_but_rows_take_the_straight_line():
     x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     with pytest.raises(MergeError, match=rf"^{NAME}: parent-0 and parent-1 .*-1\.0"):
         between(x, -2.0 * x, (1.0, 1.0))
+    assert torch.equal(between(x, -2.0 * x, (1.0, 0.0)), x)
     for form in (ROWS, COLUMNS):
         assert torch.allclose(between(x, -2.0 * x, (1.0, 1.0), **form), -0.5 * x)
 

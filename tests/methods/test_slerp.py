@@ -68,3 +68,5 @@ def test_opposite_models_are_refused_with_tensor_models_and_cosine(cosine, refus
     sentence = rf"^{NAME}: base and parent-0 point in opposite .*{cosine:.4f}.*linear"
     with pytest.raises(MergeError, match=sentence):
         between(torch.tensor([1.0, 0.0]), model, 0.5)
+    for t, end in ((0.0, torch.tensor([1.0, 0.0])), (1.0, model)):  # no arc is gone along
+        assert torch.equal(between(torch.tensor([1.0, 0.0]), model, t), end)

@@ -40,14 +40,18 @@ def renumber(folder):
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": size + 1}))
 
 
-def score(world, tokenizer, recipes):
-    """Run a job for each recipe on one worker."""
+def settings_of(world, tokenizer):
+    """What a worker of the world's search prepares."""
     config = make_search(settings(world))
     models = (config.models.base, *config.models.parents.values())
     by_name = dict(zip(("base", "a", "b"), models, strict=True))
-    worker = Worker(
-        WorkerSettings(models, by_name[tokenizer], "float32", config.suite, 1, "cpu"), "w"
-    )
+    return WorkerSettings(models, by_name[tokenizer], "float32", config.suite, 1, "cpu")
+
+
+def score(world, tokenizer, recipes):
+    """Run a job for each recipe on one worker."""
+    config = make_search(settings(world))
+    worker = Worker(settings_of(world, tokenizer), "w")
     chunk = load_tasks(config.suite).chunks("search")[0]
     return [worker.run(Job(number, recipe, chunk)) for number, recipe in enumerate(recipes)]
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ _TOKENIZER_FILES = (
     "chat_template.json",
     "additional_chat_templates/*.jinja",
 )
+CONFIG_FILES = ("config.json", "generation_config.json")
+"""Files that, besides weights and tokenizer, decide what a model answers."""
+
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -95,7 +98,7 @@ def copy_sidecars(
     patterns = ["generation_config.json", *_PROCESSOR_FILES, *_code(config)]
     config_files = ["config.json", *_copy(donor, out, patterns)]
     if numbered_by is not None:
-        for name in ("config.json", "generation_config.json"):
+        for name in CONFIG_FILES:
             _renumber(out / name, numbered_by / name)
     tokenizer_files = copy_tokenizer(tokenizer_donor, out)
     return Sidecars(
@@ -128,7 +131,7 @@ def sidecars_hash(folder: Path) -> str:
     Its config files and those of its tokenizer, chat templates included.
     """
     digest = hashlib.sha256()
-    for pattern in ("config.json", "generation_config.json", *_TOKENIZER_FILES):
+    for pattern in (*CONFIG_FILES, *_TOKENIZER_FILES):
         for path in sorted(folder.glob(pattern)):
             digest.update(json.dumps(str(path.relative_to(folder))).encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -160,13 +163,23 @@ def _with_vocab_size(config: dict[str, Any], vocab_size: int) -> dict[str, Any]:
     return changed
 
 
+def configs_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what a model's config files say, by their names."""
+    paths = [folder / name for name in CONFIG_FILES]
+    return {path.name: read_json(path, str(folder)) for path in paths if path.exists()}
+
+
+def token_ids(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the special-token ids of another config that take the place of those in a config."""
+    return {key: other[key] for key in config if key.endswith("_token_id") and key in other}
+
+
 def _renumber(path: Path, theirs: Path) -> None:
     """Give a config the token ids of another one, where both have them."""
     if not path.exists() or not theirs.exists():
         return
     config, other = read_json(path, str(path.parent)), read_json(theirs, str(theirs.parent))
-    ids = {key: other[key] for key in config if key.endswith("_token_id") and key in other}
-    write_json(path, {**config, **ids})
+    write_json(path, {**config, **token_ids(config, other)})
 
 
 def _code(config: dict[str, Any]) -> list[str]:

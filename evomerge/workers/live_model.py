@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from evomerge.checkpoints.index import read_json
+from evomerge.checkpoints.sidecars import CONFIG_FILES, configs_of, token_ids
 from evomerge.errors import CheckpointError
 
 
@@ -102,23 +103,17 @@ def _keep_wide(model: Any, dtype: torch.dtype) -> None:
             tensor.data = tensor.data.float()
 
 
-CONFIGS = ("config.json", "generation_config.json")
-"""Files of a model's folder that, besides its weights and tokenizer, decide what it answers."""
-
-
-def configs_of(folder: Path) -> dict[str, Any]:
-    """Return what a model's config files say."""
-    paths = [folder / name for name in CONFIGS]
-    return {path.name: read_json(path, str(folder)) for path in paths if path.exists()}
-
-
-def take_token_ids(model: Any, folder: Path) -> None:
+def take_token_ids(model: Any, donor: Path, numbered_by: Path) -> None:
     """Give a live model the special-token ids of the model whose token numbers a merge has.
 
-    The same that a merge's files get (`checkpoints/sidecars.py`).
+    The same that the merge's files get (`checkpoints/sidecars.py`).
+
+    Args:
+        model: A transformers model with the donor's configs.
+        donor: Folder that it was loaded from.
+        numbered_by: Folder of the model with these token numbers.
     """
-    configs = configs_of(folder)
-    for name, own in zip(CONFIGS, (model.config, model.generation_config), strict=True):
-        for key, value in configs.get(name, {}).items():
-            if key.endswith("_token_id") and getattr(own, key, None) is not None:
-                setattr(own, key, value)
+    configs, others = configs_of(donor), configs_of(numbered_by)
+    for name, own in zip(CONFIG_FILES, (model.config, model.generation_config), strict=True):
+        for key, value in token_ids(configs.get(name, {}), others.get(name, {})).items():
+            setattr(own, key, value)

@@ -101,6 +101,6 @@ def _merged(recipe: Recipe, attention: str | None, device: str) -> tuple[torch.n
     bound = ModelSet(models).bind(recipe)
     live = load_live_model(donor.folder, dtype, attention, device, bound.config)
     if bound.vocabulary.numbered_by is not None:
-        take_token_ids(live, bound.vocabulary.numbered_by)
+        take_token_ids(live, donor.folder, bound.vocabulary.numbered_by)
     digest = write_live(bound.plan, bound.sources, StatisticsCache(keep_ranks=False), live)
     return live, digest, load_tokenizer(bound.vocabulary.tokenizer_folder)

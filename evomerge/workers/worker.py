@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from evomerge.adapters.open import Model, open_model
-from evomerge.checkpoints.architecture import layout_of
+from evomerge.checkpoints.sidecars import configs_of
 from evomerge.checkpoints.vocabulary import load_tokenizer
 from evomerge.config.recipe import Recipe
 from evomerge.errors import EvoMergeError, MergeError
@@ -25,7 +25,7 @@ from evomerge.merging.bind import ModelSet
 from evomerge.merging.live import write_live
 from evomerge.merging.vocabulary import Vocabulary, align, fit_vocabulary
 from evomerge.workers.job import Job, Outcome, WorkerSettings
-from evomerge.workers.live_model import configs_of, load_live_model, take_token_ids
+from evomerge.workers.live_model import load_live_model, take_token_ids
 from evomerge.workers.logs import about_trial, close_log, open_log
 
 log = logging.getLogger(__name__)
@@ -51,13 +51,13 @@ class Worker:
         self.name = name
         torch.set_num_threads(settings.cpus)
         self._sources: Mapping[str, Model] = {str(ref): open_model(ref) for ref in settings.models}
-        base = self._sources[str(settings.models[0])]
-        self._layout = layout_of(base.names())
         self._models = ModelSet(self._sources)
         # of a recipe's models with its vocabulary: what a row is filled with depends on both
         self._statistics: dict[str, StatisticsCache] = {}
-        self._settings = settings
-        self._make_ready(base.folder, None)
+        self._settings, self._tasks = settings, load_tasks(settings.suite)
+        self._numbered = self._under_one_numbering()
+        self._configs = {model.folder: configs_of(model.folder) for model in self._sources.values()}
+        self._make_ready(self._sources[str(settings.models[0])].folder, None)
         self._facts = self._harness.facts()
         # hash of the recipe and digest of the weights in the live model
         self._live: tuple[str, str] | None = None
@@ -106,7 +106,7 @@ class Worker:
             self._live = None  # a merge that stops half-way leaves weights of nobody
             bound = self._models.bind(recipe)
             donor = self._sources[str(recipe.donor)].folder
-            if self._configs != self._configs_of(donor, bound.vocabulary.numbered_by):
+            if self._ready_for != self._configs_with(donor, bound.vocabulary.numbered_by):
                 self._make_ready(donor, bound.vocabulary.numbered_by)
             fit_vocabulary(self._model, bound.vocabulary)
             statistics = self._statistics.setdefault(bound.vocabulary.digest, StatisticsCache())
@@ -123,22 +123,21 @@ class Worker:
         dtype = getattr(torch, settings.out_dtype)
         attention = settings.suite.attn_implementation
         self._model = load_live_model(donor, dtype, attention, settings.device)
-        numbered = self._numbered(settings)
-        fit_vocabulary(self._model, numbered)  # the harness checks its tokens against the rows
+        fit_vocabulary(self._model, self._numbered)  # the harness checks its tokens against rows
         if numbered_by is not None:
-            take_token_ids(self._model, numbered_by)
-        tokenizer = load_tokenizer(numbered.tokenizer_folder)
-        self._harness = Harness(load_tasks(settings.suite), settings.suite, self._model, tokenizer)
-        self._configs = self._configs_of(donor, numbered_by)
+            take_token_ids(self._model, donor, numbered_by)
+        tokenizer = load_tokenizer(self._numbered.tokenizer_folder)
+        self._harness = Harness(self._tasks, settings.suite, self._model, tokenizer)
+        self._ready_for = self._configs_with(donor, numbered_by)
 
-    def _configs_of(self, donor: Path, numbered_by: Path | None) -> tuple[Any, ...]:
-        return configs_of(donor), None if numbered_by is None else configs_of(numbered_by)
+    def _configs_with(self, donor: Path, numbered_by: Path | None) -> tuple[Any, ...]:
+        return self._configs[donor], numbered_by and self._configs[numbered_by]
 
-    def _numbered(self, settings: WorkerSettings) -> Vocabulary:
+    def _under_one_numbering(self) -> Vocabulary:
         """Return all models under the token numbers that every recipe has."""
-        base = str(settings.models[0])
+        base, tokenizer = str(self._settings.models[0]), str(self._settings.tokenizer)
         folders = {name: model.folder for name, model in self._sources.items()}
-        return align(None, str(settings.tokenizer), None, folders, self._sources, base, base)
+        return align(None, tokenizer, None, folders, self._sources, base, base)
 
     def _unsuccessful(
         self, job: Job, kind: Literal["invalid", "failed"], error: Exception

@@ -1,15 +1,23 @@
 """A worker answers with the config that the exported folder has, not always with the base's."""
 
 import json
+import shutil
 
 import pytest
+import torch
 
-from evomerge.checkpoints.sidecars import sidecars_hash
+from evomerge.checkpoints.sidecars import (
+    CONFIG_FILES,
+    configs_of,
+    copy_sidecars,
+    sidecars_hash,
+)
 from evomerge.config.models import ModelRef
 from evomerge.config.search import make_search
 from evomerge.evaluate.evaluator import join_results
 from evomerge.evaluate.tasks import load_tasks
 from evomerge.workers.job import Job
+from evomerge.workers.live_model import load_live_model, take_token_ids
 from evomerge.workers.score_model import score_model
 from evomerge.workers.worker import Worker
 from tests.workers.test_worker_vocabulary import recipe_of, settings_of
@@ -52,3 +60,20 @@ def test_a_studys_identity_sees_configs_and_tokenizers(world):
         assert sidecars_hash(world / "b") != before, name
         (world / "b" / name).write_text(text)
     assert sidecars_hash(world / "b") == before
+
+
+def test_token_ids_of_a_live_model_are_those_of_the_files(world, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(world / "b", other)
+    for name in CONFIG_FILES:
+        config = json.loads((other / name).read_text())
+        (other / name).write_text(json.dumps({**config, "eos_token_id": 7, "bos_token_id": None}))
+    (tmp_path / "out").mkdir()
+    copy_sidecars(world / "base", other, tmp_path / "out", dtype=None, numbered_by=other)
+    live = load_live_model(world / "base", torch.float32, None, "cpu")
+    take_token_ids(live, world / "base", other)
+    exported = configs_of(tmp_path / "out")
+    for name, own in zip(CONFIG_FILES, (live.config, live.generation_config), strict=True):
+        ids = {key: value for key, value in exported[name].items() if key.endswith("_token_id")}
+        assert ids["eos_token_id"] == 7
+        assert {key: getattr(own, key) for key in ids} == ids

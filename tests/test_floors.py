@@ -18,7 +18,7 @@ FLOORS = [
     {"report"},
     {"cli"},
 ]
-FOUNDATION = {"errors", "registry", "seeds"}
+FOUNDATION = {"errors", "registry", "seeds", "checksums"}
 LEVEL = {room: i for i, rooms in enumerate(FLOORS, 1) for room in rooms}
 LEVEL |= dict.fromkeys(FOUNDATION, 0)
 HEAVY = {

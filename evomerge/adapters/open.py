@@ -4,9 +4,10 @@ import hashlib
 import json
 
 from evomerge.adapters.source import AdapterSource
-from evomerge.checkpoints.fingerprint import checksum_of, fingerprint
+from evomerge.checkpoints.fingerprint import fingerprint
 from evomerge.checkpoints.locate import locate, locate_adapter
 from evomerge.checkpoints.reader import LazyCheckpoint, open_checkpoint
+from evomerge.checksums import checksum_of
 from evomerge.config.models import ModelRef
 
 Model = LazyCheckpoint | AdapterSource

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from evomerge.checkpoints.fingerprint import Checksum
+from evomerge.checksums import Checksum
 
 JOURNAL = "evomerge-journal.jsonl"
 """Name of the journal; it is removed before the folder appears."""

@@ -28,7 +28,8 @@ from evomerge.checkpoints.index import (
     read_json,
     refuse_dtype,
 )
-from evomerge.checkpoints.source import MemorySource, as_bytes
+from evomerge.checkpoints.source import MemorySource
+from evomerge.checksums import as_bytes
 from evomerge.errors import CheckpointError
 
 

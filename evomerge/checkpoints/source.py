@@ -10,14 +10,6 @@ from evomerge.errors import CheckpointError
 from evomerge.registry import did_you_mean
 
 
-def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor's elements as stored, uint8, shape (bytes,), on its device.
-
-    Aliases the tensor where it is contiguous, else a copy of it.
-    """
-    return tensor.detach().reshape(-1).view(torch.uint8)
-
-
 class TensorSource(ABC):
     """The named tensors of one model, read one at a time. Never changes once made."""
 

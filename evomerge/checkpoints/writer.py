@@ -16,7 +16,6 @@ from types import TracebackType
 
 import torch
 
-from evomerge.checkpoints.fingerprint import Checksum, checksum_of
 from evomerge.checkpoints.index import TensorEntry
 from evomerge.checkpoints.partial import (
     JOURNAL,
@@ -30,7 +29,7 @@ from evomerge.checkpoints.partial import (
 )
 from evomerge.checkpoints.reader import read_entry
 from evomerge.checkpoints.shards import Shard, TensorSpec, plan_shards
-from evomerge.checkpoints.source import as_bytes
+from evomerge.checksums import Checksum, as_bytes, checksum_of
 from evomerge.errors import CheckpointError
 
 GIB = 2**30

@@ -18,6 +18,9 @@ version, `config.mergekit.MASK_VERSION`."""
 GROUP = 4
 """Models served by one call."""
 
+DITHER = 2**32 - 1
+"""The group whose first number rounds the merged element at random; no models are served by it."""
+
 KEEP_ALL = 2**32
 """The keep level above every random number, which lie in [0, 2**32)."""
 

@@ -391,12 +391,3 @@ def tree_sum(value_P: torch.Tensor) -> float:
         folded_P[: size - half] += value_P[half:]
         value_P = folded_P
     return float(value_P.sum())
-
-
-def is_finite(tensor_P: torch.Tensor) -> bool:
-    """Whether a flat tensor holds neither NaN nor Inf."""
-    # a sum is finite only if all its terms are, and far cheaper; one that overflows proves nothing
-    # below 2**15 numbers torch does not call its other threads, which cost more than they help here
-    pieces = tensor_P.split(PIECE - 1)
-    total = sum((piece_P.sum() for piece_P in pieces), start=torch.zeros(()))
-    return bool(total.isfinite()) or all(bool(piece_P.isfinite().all()) for piece_P in pieces)

@@ -25,12 +25,27 @@ class Span:
 
 
 @dataclass(frozen=True)
+class TieCut:
+    """Which of the elements that tie at a threshold are kept.
+
+    Attributes:
+        above: Float32 number; elements from the threshold up to below this one tie.
+        end: Those whose index in the tensor is below this one may be kept; 2**63 - 1 is all.
+        level: Of those, the ones whose random number is below this level are kept; in [0, 2**32].
+    """
+
+    above: float
+    end: int = 2**63 - 1
+    level: int = KEEP_ALL
+
+
+@dataclass(frozen=True)
 class Mask:
     """Task vectors with elements dropped, summed and added to the base.
 
     An element of the i-th task vector is kept where its magnitude is at least `thresholds[i]` and
-    below `ceilings[i]`, and its random number is below `keep_levels[i]`, to which its rank adds
-    `rank_steps[i]` times itself. Without `elect` the result is
+    below `ceilings[i]`, its random number is below `keep_levels[i]`, to which its rank adds
+    `rank_steps[i]` times itself, and `tie_cuts[i]` does not drop it. Without `elect` the result is
     `base + lam * sum_i scales[i] * kept_i`. With `elect`, each element takes the sum of its
     positive or of its negative terms, whichever is larger in magnitude, plus if they cancel;
     `normalize` divides it by the summed weights of the models in it, a sum of 0 counting as 1.
@@ -47,6 +62,7 @@ class Mask:
         ceilings: Float32 numbers; infinity keeps all. Empty where no model has one.
         rank_steps: What each rank adds to the keep level, 0 nothing. Empty where none count.
         ranks: Each element's rank, flat uint8 tensors; not read where the step is 0.
+        tie_cuts: What becomes of elements at the threshold; None keeps them. Empty where all are.
     """
 
     scales: tuple[float, ...]
@@ -60,11 +76,17 @@ class Mask:
     ceilings: tuple[float, ...] = ()
     rank_steps: tuple[int, ...] = ()
     ranks: tuple[torch.Tensor | None, ...] = field(default=(), compare=False)
+    tie_cuts: tuple[TieCut | None, ...] = ()
 
     def draws(self, group: int) -> bool:
         """Whether any source of a group (see `masks.random_words`) needs random numbers."""
-        levels = self.keep_levels[GROUP * group : GROUP * (group + 1)]
-        return any(0 < level < KEEP_ALL for level in levels)
+        models = slice(GROUP * group, GROUP * (group + 1))
+        cuts = [cut.level for cut in self.tie_cuts[models] if cut]
+        return any(0 < level < KEEP_ALL for level in (*self.keep_levels[models], *cuts))
+
+    def tie_cut(self, model: int) -> TieCut | None:
+        """Return what becomes of a model's elements at its threshold; None keeps them."""
+        return self.tie_cuts[model] if self.tie_cuts else None
 
     def drops(self) -> bool:
         """Whether any element of any source may be dropped."""
@@ -98,14 +120,31 @@ bound by `functools.partial`."""
 
 
 @dataclass(frozen=True)
+class Fused:
+    """An expression by its name, for implementations that have one of their own for it.
+
+    Attributes:
+        name: Of the expression.
+        per_model: Numbers of each model: one tuple, with one number per source, for each kind.
+        shared: The other numbers.
+    """
+
+    name: str
+    per_model: tuple[tuple[float, ...], ...] = ()
+    shared: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class Local:
     """A merge element by element, by an expression that is neither a `Span` nor a `Mask`.
 
     Attributes:
         run: Gets the same run of elements of every model; which run makes no difference.
+        fused: The same as data; None where only `run` can do it.
     """
 
     run: Expression
+    fused: Fused | None = None
 
 
 @dataclass(frozen=True)

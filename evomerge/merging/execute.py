@@ -11,7 +11,7 @@ import torch
 from evomerge.checkpoints.source import TensorSource
 from evomerge.errors import MergeError, NonFiniteError
 from evomerge.kernels import reference
-from evomerge.kernels.statistics import Everything, StatisticsCache, TensorStatistics, is_finite
+from evomerge.kernels.statistics import Everything, StatisticsCache, TensorStatistics
 from evomerge.merging.plan import MergePlan, TensorInput, TensorJob
 
 
@@ -61,7 +61,7 @@ def _made(
     facts = _statistics(plan, job, read, statistics, everything)
     table = plan.method.table(job.values, facts)
     reference.carry_out(table, facts.base_P, facts.source_MP, out.view(-1))
-    if not is_finite(out.view(-1)):
+    if not reference.is_finite(out.view(-1)):
         dtype = str(out.dtype).removeprefix("torch.")
         raise NonFiniteError(
             f"{job.spec.name}: the merge does not fit into {dtype}. Use smaller weights, or "
@@ -141,7 +141,7 @@ def _label(job: TensorJob, source: TensorInput) -> str:
 
 def _check_source(source: TensorInput, tensor_P: torch.Tensor, cache: StatisticsCache) -> None:
     # looked at once per search, not once per candidate
-    if not cache.fact(("finite", source.name, source.model), lambda: is_finite(tensor_P)):
+    if not cache.fact(("finite", source.name, source.model), lambda: reference.is_finite(tensor_P)):
         raise NonFiniteError(
             f"{source.name}: {source.model} holds NaN or Inf here. Mend the checkpoint, or leave "
             "the model out."

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from typing_extensions import override
 
-from evomerge.checkpoints.fingerprint import weights_digest
 from evomerge.checkpoints.source import TensorSource
 from evomerge.checkpoints.writer import GIB, CheckpointWriter
+from evomerge.checksums import weights_digest
 from evomerge.kernels.statistics import StatisticsCache
 from evomerge.merging.execute import execute
 from evomerge.merging.plan import MergePlan

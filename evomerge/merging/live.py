@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
-from evomerge.checkpoints.fingerprint import Checksum, checksum_of, weights_digest
 from evomerge.checkpoints.source import TensorSource
+from evomerge.checksums import Checksum, checksum_of, weights_digest
 from evomerge.errors import MergeError
 from evomerge.kernels.statistics import StatisticsCache
 from evomerge.merging.checks import stop_at

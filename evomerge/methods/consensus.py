@@ -15,21 +15,17 @@ import torch
 from evomerge.config.params import Param
 from evomerge.kernels.reference import delta
 from evomerge.kernels.statistics import TensorStatistics
-from evomerge.kernels.tables import Local
+from evomerge.kernels.tables import Fused, Local
 from evomerge.methods.method import LAMBDA, WEIGHT, Method, Values
 
 
 def table(values: Values, statistics: TensorStatistics) -> Local:
     """Return the expression with its weights, the masks' factors and the least number of tasks."""
     lam = values.shared["lambda"]
-    return Local(
-        partial(
-            agreed,
-            weights=tuple(lam * weight for weight in values.per_model["weight"]),
-            factors=values.per_model["lambda_mask"],
-            min_tasks=int(values.shared["min_tasks"]),
-        )
-    )
+    weights = tuple(lam * weight for weight in values.per_model["weight"])
+    factors, min_tasks = values.per_model["lambda_mask"], int(values.shared["min_tasks"])
+    run = partial(agreed, weights=weights, factors=factors, min_tasks=min_tasks)
+    return Local(run, Fused("consensus", (weights, factors), (float(min_tasks),)))
 
 
 def agreed(

@@ -12,7 +12,7 @@ import torch
 
 from evomerge.config.params import Param
 from evomerge.kernels.statistics import TensorStatistics
-from evomerge.kernels.tables import Local
+from evomerge.kernels.tables import Fused, Local
 from evomerge.methods.method import Method, Values
 
 SMALLEST_DISTANCE = 1e-6
@@ -21,7 +21,8 @@ SMALLEST_DISTANCE = 1e-6
 
 def table(values: Values, statistics: TensorStatistics) -> Local:
     """Return the expression at `t`."""
-    return Local(partial(swapped, t=float(values.shared["t"])))
+    t = float(values.shared["t"])
+    return Local(partial(swapped, t=t), Fused("nearswap", shared=(t,)))
 
 
 def swapped(base: torch.Tensor | None, sources: Sequence[torch.Tensor], t: float) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 from evomerge.config.params import Param
 from evomerge.kernels.reference import delta
 from evomerge.kernels.statistics import Deltas, TensorStatistics
-from evomerge.kernels.tables import Local
+from evomerge.kernels.tables import Fused, Local
 from evomerge.methods.method import Method, Values
 
 EPSILON = Param(
@@ -28,8 +28,7 @@ EPSILON = Param(
 
 def table(values: Values, statistics: TensorStatistics) -> Local:
     """Return the expression, with a factor of 1 for what only one model has."""
-    factors = (1.0,) * len(statistics.models)
-    return Local(partial(joined, epsilon=float(values.shared["epsilon"]), factors=factors))
+    return _joining(float(values.shared["epsilon"]), (1.0,) * len(statistics.models))
 
 
 def plus_table(values: Values, statistics: TensorStatistics) -> Local:
@@ -41,7 +40,12 @@ def plus_table(values: Values, statistics: TensorStatistics) -> Local:
     num_models = len(statistics.models)
     pairs = zip(counts[:num_models], counts[num_models:], strict=True)
     factors = tuple(1.0 + r * _limited_ratio(s, max(u, epsilon), alpha) for s, u in pairs)
-    return Local(partial(joined, epsilon=epsilon, factors=factors))
+    return _joining(epsilon, factors)
+
+
+def _joining(epsilon: float, factors: tuple[float, ...]) -> Local:
+    run = partial(joined, epsilon=epsilon, factors=factors)
+    return Local(run, Fused("ram", (factors,), (epsilon,)))
 
 
 def _limited_ratio(shared: float, unique: float, limit: float) -> float:

@@ -15,7 +15,7 @@ import torch
 from evomerge.config.params import Param
 from evomerge.kernels.reference import delta
 from evomerge.kernels.statistics import Deltas, TensorStatistics
-from evomerge.kernels.tables import Local
+from evomerge.kernels.tables import Fused, Local
 from evomerge.methods.method import INT8_MASK, Method, Values
 
 SMALL = 1e-6
@@ -33,7 +33,8 @@ def table(values: Values, statistics: TensorStatistics) -> Local:
     total = sum(means)
     equal = 1.0 / len(means)
     weights = tuple(mean / total if total >= SMALL else equal for mean in means)
-    return Local(partial(elected, threshold=threshold, weights=weights))
+    run = partial(elected, threshold=threshold, weights=weights)
+    return Local(run, Fused("sce", (weights,), (threshold,)))
 
 
 def _threshold(statistics: TensorStatistics, share: float) -> float:

@@ -7,19 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.checkpoints.fingerprint import (
-    SAMPLE_BYTES,
-    Checksum,
-    checksum_of,
-    digest_of,
-    fingerprint,
-    full_hash,
-    tensor_checksum,
-    weights_digest,
-)
+from evomerge.checkpoints.fingerprint import SAMPLE_BYTES, digest_of, fingerprint, full_hash
 from evomerge.checkpoints.index import STORED_DTYPES
 from evomerge.checkpoints.reader import open_checkpoint
 from evomerge.checkpoints.source import MemorySource
+from evomerge.checksums import Checksum, checksum_of, tensor_checksum, weights_digest
 from tests.checkpoints.conftest import random_bits, save
 
 DTYPES = list(STORED_DTYPES.values())

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from evomerge.checkpoints.reader import open_checkpoint
-from evomerge.checkpoints.source import MemorySource, as_bytes, hold
+from evomerge.checkpoints.source import MemorySource, hold
+from evomerge.checksums import as_bytes
 from evomerge.errors import CheckpointError
 from tests.checkpoints.conftest import CONFIG, same_bits, save
 

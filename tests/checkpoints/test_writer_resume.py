@@ -8,10 +8,10 @@ from collections import namedtuple
 import pytest
 import torch
 
-from evomerge.checkpoints.fingerprint import checksum_of
 from evomerge.checkpoints.partial import JOURNAL, partial_path
 from evomerge.checkpoints.shards import TensorSpec
 from evomerge.checkpoints.writer import CheckpointWriter
+from evomerge.checksums import checksum_of
 from evomerge.errors import CheckpointError
 from tests.checkpoints.conftest import random_bits
 

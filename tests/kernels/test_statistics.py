@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from evomerge.kernels.histograms import smallest_rounding_to
 from evomerge.kernels.masks import KEEP_ALL, keep_level
+from evomerge.kernels.reference import is_finite
 from evomerge.kernels.statistics import (
     PIECE,
     Everything,
     StatisticsCache,
     TensorStatistics,
-    is_finite,
     tree_sum,
 )
 from evomerge.kernels.tables import Mask

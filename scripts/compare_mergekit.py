@@ -29,7 +29,7 @@ from evomerge.config.mergekit import parse_recipe, write_recipe
 from evomerge.config.recipe import Recipe
 from evomerge.errors import EvoMergeError
 from evomerge.kernels.statistics import StatisticsCache
-from evomerge.merging.execute import execute
+from evomerge.merging.execute import merged_tensors
 from evomerge.merging.plan import make_plan
 from evomerge.merging.run import merge
 
@@ -201,7 +201,7 @@ def merge_in_memory(recipe: Recipe, inputs: Tensors) -> Tensors:
         for ref in recipe.references()
     }
     layout = layout_of(sources[str(recipe.donor)].names())
-    return dict(execute(make_plan(recipe, sources, layout), sources, StatisticsCache()))
+    return merged_tensors(make_plan(recipe, sources, layout), sources, StatisticsCache())
 
 
 def compare_tensors(oracle: str, root: Path) -> None:

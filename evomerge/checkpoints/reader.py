@@ -94,6 +94,8 @@ class StreamedCheckpoint(LazyCheckpoint):
         tied: As `TensorSource.tied`.
     """
 
+    holds_tensors = False
+
     def __init__(
         self,
         folder: Path,

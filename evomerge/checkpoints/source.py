@@ -16,6 +16,9 @@ class TensorSource(ABC):
     label: str
     """How messages name the model."""
 
+    holds_tensors = False
+    """Whether its tensors are in memory or mapped all the time, so that reading takes no memory."""
+
     @property
     def tied(self) -> Mapping[str, str]:
         """Name left out because the model uses another tensor in its place -> that one's name."""
@@ -51,7 +54,7 @@ class TensorSource(ABC):
 
     @abstractmethod
     def read(self, name: str) -> torch.Tensor:
-        """Return a tensor on the CPU, contiguous, in its stored dtype.
+        """Return a tensor on the source's device, contiguous, in its stored dtype.
 
         It may alias a read-only memory map or the source's own memory: never write to it.
 
@@ -71,6 +74,8 @@ class MemorySource(TensorSource):
         label: How messages name the model.
         tied: As `TensorSource.tied`.
     """
+
+    holds_tensors = True
 
     def __init__(
         self,

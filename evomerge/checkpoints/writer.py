@@ -131,10 +131,15 @@ class CheckpointWriter:
                     # a file of empty tensors only ends with its header
                     os.ftruncate(file.fileno(), shard.num_bytes)
 
-    def write(self, name: str, tensor: torch.Tensor) -> None:
+    def write(self, name: str, tensor: torch.Tensor, checksum: Checksum | None = None) -> None:
         """Write one tensor of `missing`, on any device; in whatever order they come.
 
         Shards are finished early where tensors come sorted by name.
+
+        Args:
+            name: Of the tensor.
+            tensor: Its elements.
+            checksum: Of the tensor, where it is known; None takes it.
 
         Raises:
             CheckpointError: The tensor is not missing, or of another shape or dtype than was
@@ -148,7 +153,7 @@ class CheckpointWriter:
                 self._open[shard.file] = os.open(self.path / shard.file, os.O_WRONLY)
             data = as_bytes(tensor).numpy().data
             _write_at(self._open[shard.file], data, shard.offsets[name])
-            self.checksums[name] = checksum_of(tensor)
+            self.checksums[name] = checksum or checksum_of(tensor)
             self._num_missing[shard.file] -= 1
             if not self._num_missing[shard.file]:
                 self._finish_shard(shard)

@@ -24,7 +24,7 @@ from evomerge.config.recipe import Recipe
 from evomerge.errors import CheckpointError, MergeError
 from evomerge.kernels.statistics import StatisticsCache, TensorStatistics
 from evomerge.kernels.tables import Span
-from evomerge.merging.execute import execute
+from evomerge.merging.execute import merged_tensors
 from evomerge.merging.plan import MergePlan, TensorJob, make_plan
 from evomerge.merging.provenance import versions
 from evomerge.methods import METHODS
@@ -182,7 +182,7 @@ def _replaced(
         if not torch.equal(tensor.float(), base.read(name).float())
     }
     jobs = tuple(job for job in plan.jobs if job.spec.name in names)
-    return dict(execute(dataclasses.replace(plan, jobs=jobs), models, StatisticsCache()))
+    return merged_tensors(dataclasses.replace(plan, jobs=jobs), models, StatisticsCache())
 
 
 def _write_provenance(

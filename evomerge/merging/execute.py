@@ -1,18 +1,60 @@
-"""Carry out a plan tensor by tensor, in the memory of one tensor and the sources' own.
+"""Carry out a plan: tensors read, put into kernel jobs, and carried out by the launch.
 
 Letters: M models, P elements of one flat tensor.
 """
 
 import hashlib
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
+from evomerge.checkpoints.shards import TensorSpec
 from evomerge.checkpoints.source import TensorSource
+from evomerge.checksums import Checksum, checksum_of, dtype_name
 from evomerge.errors import MergeError, NonFiniteError
-from evomerge.kernels import reference
+from evomerge.kernels import dispatch, reference
+from evomerge.kernels.launch import KernelJob, Written
 from evomerge.kernels.statistics import Everything, StatisticsCache, TensorStatistics
 from evomerge.merging.plan import MergePlan, TensorInput, TensorJob
+
+
+class Merged(NamedTuple):
+    """A merged tensor.
+
+    Attributes:
+        name: Its name on disk.
+        tensor: Its elements.
+        checksum: What it adds to the digest of the weights.
+        kernels: Which implementations of the kernels ran in the launch that made it.
+    """
+
+    name: str
+    tensor: torch.Tensor
+    checksum: Checksum
+    kernels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where merged tensors go.
+
+    Attributes:
+        place: Gives a contiguous tensor of a shape and dtype to be overwritten.
+        launch_bytes: How much new memory tensors of one launch may take; one tensor may take more.
+    """
+
+    place: Callable[[TensorSpec], torch.Tensor]
+    launch_bytes: int
+
+
+def _new(spec: TensorSpec) -> torch.Tensor:
+    return torch.empty(spec.shape, dtype=spec.dtype)
+
+
+ONE_BY_ONE = Output(_new, launch_bytes=0)
+"""New tensors, in the memory of one of them and its sources."""
 
 
 def execute(
@@ -20,7 +62,8 @@ def execute(
     sources: Mapping[str, TensorSource],
     statistics: StatisticsCache,
     only: Container[str] | None = None,
-) -> Iterator[tuple[str, torch.Tensor]]:
+    output: Output = ONE_BY_ONE,
+) -> Iterator[Merged]:
     """Yield the merged tensors in the plan's order.
 
     Args:
@@ -30,44 +73,87 @@ def execute(
             recipes over the same models.
         only: Names of the tensors that are wanted; None is all. The others may be read all the
             same, by methods that look at whole models.
-
-    Yields:
-        Name and a new tensor on the CPU, in the dtype of its job.
+        output: Where the tensors go.
 
     Raises:
         MergeError: An integer or boolean tensor differs between the models.
         NonFiniteError: NaN or Inf in a model, or in the result; names model and tensor.
     """
     everything = _everything(plan, sources, statistics)
+    ready: list[_Ready] = []
     for job in plan.jobs:
         if only is None or job.spec.name in only:
-            # nothing read is held while the consumer has the tensor
-            yield job.spec.name, _made(plan, job, sources, statistics, everything)
+            ready.append(_prepared(plan, job, sources, statistics, everything, output))
+            if sum(each.new_bytes for each in ready) > output.launch_bytes:
+                merged = _launched(ready)
+                ready.clear()  # nothing read is held while the consumer has the tensors
+                yield from merged
+    yield from _launched(ready)
 
 
-def _made(
+def merged_tensors(
+    plan: MergePlan,
+    sources: Mapping[str, TensorSource],
+    statistics: StatisticsCache,
+    only: Container[str] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Return the merged tensors by name, all in memory; see `execute`."""
+    return {each.name: each.tensor for each in execute(plan, sources, statistics, only)}
+
+
+class _Ready(NamedTuple):
+    spec: TensorSpec
+    out: torch.Tensor
+    kernel: KernelJob | None
+    new_bytes: int
+
+
+def _prepared(
     plan: MergePlan,
     job: TensorJob,
     sources: Mapping[str, TensorSource],
     statistics: StatisticsCache,
     everything: Everything,
-) -> torch.Tensor:
-    read = [sources[model].read(name) for model, name in job.inputs]
+    output: Output,
+) -> _Ready:
+    read = [sources[source.model].read(source.name) for source in job.inputs]
+    out = output.place(job.spec)
+    new_bytes = out.nbytes + sum(
+        tensor.nbytes
+        for tensor, source in zip(read, job.inputs, strict=True)
+        if not sources[source.model].holds_tensors
+    )
     if job.values is None:
-        return _copied(job, read)
-    out = torch.empty(job.spec.shape, dtype=job.spec.dtype)
+        out.copy_(_copied(job, read))
+        return _Ready(job.spec, out, None, new_bytes)
     for source, tensor in zip(job.inputs, read, strict=True):
         _check_source(source, tensor.reshape(-1), statistics)
     facts = _statistics(plan, job, read, statistics, everything)
     table = plan.method.table(job.values, facts)
-    reference.carry_out(table, facts.base_P, facts.source_MP, out.view(-1))
-    if not reference.is_finite(out.view(-1)):
-        dtype = str(out.dtype).removeprefix("torch.")
+    kernel = KernelJob(table, facts.base_P, facts.source_MP, out.view(-1))
+    return _Ready(job.spec, out, kernel, new_bytes)
+
+
+def _launched(ready: Sequence[_Ready]) -> list[Merged]:
+    kernels = [each.kernel for each in ready if each.kernel is not None]
+    written, ran = dispatch.carry_out_all(kernels)
+    told = iter(written)
+    return [
+        Merged(each.spec.name, each.out, _checksum(each, next(told) if each.kernel else None), ran)
+        for each in ready
+    ]
+
+
+def _checksum(ready: _Ready, written: Written | None) -> Checksum:
+    if written is None:
+        return checksum_of(ready.out)
+    dtype = dtype_name(ready.out.dtype)
+    if not written.is_finite:
         raise NonFiniteError(
-            f"{job.spec.name}: the merge does not fit into {dtype}. Use smaller weights, or "
+            f"{ready.spec.name}: the merge does not fit into {dtype}. Use smaller weights, or "
             "another dtype."
         )
-    return out
+    return Checksum(dtype, ready.spec.shape, written.checksum)
 
 
 def _copied(job: TensorJob, read: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -78,7 +164,7 @@ def _copied(job: TensorJob, read: Sequence[torch.Tensor]) -> torch.Tensor:
                 f"and those of {source.model} and {job.inputs[0].model} differ. Check that the "
                 "models have one origin."
             )
-    return read[0].clone()
+    return read[0]
 
 
 def _statistics(

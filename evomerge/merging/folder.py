@@ -13,7 +13,7 @@ from evomerge.checkpoints.source import TensorSource
 from evomerge.checkpoints.writer import GIB, CheckpointWriter
 from evomerge.checksums import weights_digest
 from evomerge.kernels.statistics import StatisticsCache
-from evomerge.merging.execute import execute
+from evomerge.merging.execute import Merged, execute
 from evomerge.merging.plan import MergePlan
 
 
@@ -105,23 +105,21 @@ def write_folder(
     return digest
 
 
-def _write_behind(
-    writer: CheckpointWriter, tensors: Iterator[tuple[str, torch.Tensor]]
-) -> Iterator[int]:
+def _write_behind(writer: CheckpointWriter, tensors: Iterator[Merged]) -> Iterator[int]:
     """Write each tensor while the next is made, in a thread; yield its bytes once it is written."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         pending: Future[int] | None = None
-        for name, tensor in tensors:
+        for merged in tensors:
             if pending:
                 yield pending.result()
-            pending = thread.submit(_write, writer, name, tensor)
+            pending = thread.submit(_write, writer, merged)
         if pending:
             yield pending.result()
 
 
-def _write(writer: CheckpointWriter, name: str, tensor: torch.Tensor) -> int:
-    writer.write(name, tensor)
-    return tensor.nbytes
+def _write(writer: CheckpointWriter, merged: Merged) -> int:
+    writer.write(merged.name, merged.tensor, merged.checksum)
+    return merged.tensor.nbytes
 
 
 class MeteredSource(TensorSource):

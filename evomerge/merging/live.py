@@ -2,18 +2,99 @@
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 
+from evomerge.checkpoints.shards import TensorSpec
 from evomerge.checkpoints.source import TensorSource
-from evomerge.checksums import Checksum, checksum_of, weights_digest
+from evomerge.checksums import Checksum, weights_digest
 from evomerge.errors import MergeError
 from evomerge.kernels.statistics import StatisticsCache
 from evomerge.merging.checks import stop_at
-from evomerge.merging.execute import execute
+from evomerge.merging.execute import Merged, Output, execute
 from evomerge.merging.places import left_out, live_views
 from evomerge.merging.plan import MergePlan
 from evomerge.registry import did_you_mean
+
+LAUNCH_BYTES = 2**30
+"""Memory for what cannot be merged where it lies: task vectors of adapters, tensors that the live
+model holds in another form. What is in memory anyway, which is most, is merged in one launch."""
+
+
+class LiveMerge(NamedTuple):
+    """What was written into a live model.
+
+    Attributes:
+        digest: The weights' digest, by the names on disk.
+        kernels: Which implementations of the kernels ran.
+    """
+
+    digest: str
+    kernels: tuple[str, ...]
+
+
+class LiveWeights:
+    """The weights of a resident model, overwritten by one merge after another.
+
+    The tensors stay where they are, so whatever shares them (tied weights, captured graphs) sees
+    the merge. Non-persistent buffers are left alone. A tensor that the files hold and transformers
+    leaves out on loading is merged for the digest, and written nowhere. What transformers keeps in
+    float32 in a 16-bit model gets the rounded values, as it would from the files.
+
+    Args:
+        model: On any device. Where its tensors lie is looked up once, and again when one of them
+            has moved.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+        self._found: tuple[tuple[TensorSpec, ...], list[int], dict[str, torch.Tensor]] | None = None
+
+    def write(
+        self,
+        plan: MergePlan,
+        sources: Mapping[str, TensorSource],
+        statistics: StatisticsCache,
+    ) -> LiveMerge:
+        """Overwrite the model's parameters and buffers with a merge.
+
+        Args:
+            plan: The merge.
+            sources: The models' tensors, as given to `make_plan`.
+            statistics: Facts about these models; see `execute`.
+
+        Raises:
+            MergeError: The model's tensors are not the plan's, in name, shape or dtype (found
+                before anything is written); or one tensor of the model has two names in the plan
+                and is to hold two things.
+            NonFiniteError: As `execute`; part of the model has been overwritten then.
+        """
+        views = self._views(plan)
+        places = _Places(views)
+        merged = execute(plan, sources, statistics, output=Output(places.place, LAUNCH_BYTES))
+        checksums: dict[str, Checksum] = {}
+        kernels: set[str] = set()
+        for tensor in merged:
+            places.fill(tensor)
+            checksums[tensor.name] = tensor.checksum
+            kernels.update(tensor.kernels)
+        return LiveMerge(weights_digest(checksums), tuple(sorted(kernels)))
+
+    def _views(self, plan: MergePlan) -> dict[str, torch.Tensor]:
+        specs = tuple(job.spec for job in plan.jobs)
+        lies_at = [tensor.data_ptr() for tensor in _tensors(self.model)]
+        if self._found is None or self._found[:2] != (specs, lies_at):
+            views = live_views(self.model, [spec.name for spec in specs])
+            stop_at(_live_problems(specs, self.model, views))
+            self._found = specs, lies_at, views
+        return self._found[2]
+
+
+def _tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    for module in model.modules():
+        yield from (tensor for tensor in module._parameters.values() if tensor is not None)
+        yield from (tensor for tensor in module._buffers.values() if tensor is not None)
 
 
 def write_live(
@@ -22,55 +103,47 @@ def write_live(
     statistics: StatisticsCache,
     model: torch.nn.Module,
 ) -> str:
-    """Overwrite a resident model's parameters and buffers with the merge.
-
-    The tensors stay where they are, so whatever shares them (tied weights, captured graphs) sees
-    the merge. Non-persistent buffers are left alone. A tensor that the files hold and transformers
-    leaves out on loading is merged for the digest, and written nowhere. What transformers keeps in
-    float32 in a 16-bit model gets the rounded values, as it would from the files.
-
-    Args:
-        plan: The merge.
-        sources: The models' tensors, as given to `make_plan`.
-        statistics: Facts about these models; see `execute`.
-        model: A model that has a place for each of the plan's tensors (`places.live_views`), on
-            any device.
-
-    Returns:
-        The weights' digest, by the names on disk, taken from the model's own memory.
-
-    Raises:
-        MergeError: The model's tensors are not the plan's, in name, shape or dtype (found before
-            anything is written); or one tensor of the model has two names in the plan and is to
-            hold two things.
-        NonFiniteError: As `execute`; part of the model has been overwritten then.
-    """
-    views = live_views(model, [job.spec.name for job in plan.jobs])
-    stop_at(_live_problems(plan, model, views))
-    checksums: dict[str, Checksum] = {}
-    written: set[int] = set()
-    for name, merged in execute(plan, sources, statistics):
-        if name in views:
-            _write(name, merged, views[name], written)
-        checksums[name] = checksum_of(views.get(name, merged).to(merged.dtype))
-    return weights_digest(checksums)
+    """Overwrite a resident model once, and return the digest; see `LiveWeights.write`."""
+    return LiveWeights(model).write(plan, sources, statistics).digest
 
 
-def _write(name: str, merged: torch.Tensor, view: torch.Tensor, written: set[int]) -> None:
-    if view.data_ptr() in written and not torch.equal(view, merged.to(view.device)):
-        raise MergeError(
-            f"{name}: the model ties it to another tensor, but the merge of the two differs. "
-            "Give both the same parameters."
-        )
-    view.copy_(merged)
-    written.add(view.data_ptr())
+class _Places:
+    """Where the tensors of one merge go: into the live model's own memory wherever they can."""
+
+    def __init__(self, views: Mapping[str, torch.Tensor]) -> None:
+        self._views = views
+        self._taken: set[int] = set()
+        self._elsewhere: set[str] = set()
+
+    def place(self, spec: TensorSpec) -> torch.Tensor:
+        view = self._views.get(spec.name)
+        fits = view is not None and view.dtype == spec.dtype and view.is_contiguous()
+        if view is not None and fits and view.data_ptr() not in self._taken:
+            self._taken.add(view.data_ptr())
+            return view
+        self._elsewhere.add(spec.name)
+        device = None if view is None else view.device
+        return torch.empty(spec.shape, dtype=spec.dtype, device=device)
+
+    def fill(self, merged: Merged) -> None:
+        """Bring a tensor that was merged elsewhere into the model."""
+        view = self._views.get(merged.name)
+        if view is None or merged.name not in self._elsewhere:
+            return
+        if view.data_ptr() in self._taken and not torch.equal(view, merged.tensor.to(view)):
+            raise MergeError(
+                f"{merged.name}: the model ties it to another tensor, but the merge of the two "
+                "differs. Give both the same parameters."
+            )
+        view.copy_(merged.tensor)
+        self._taken.add(view.data_ptr())
 
 
 def _live_problems(
-    plan: MergePlan, model: torch.nn.Module, views: Mapping[str, torch.Tensor]
+    specs: Iterable[TensorSpec], model: torch.nn.Module, views: Mapping[str, torch.Tensor]
 ) -> Iterator[str]:
     state, model_dtype = model.state_dict(), getattr(model, "dtype", None)
-    for spec in (job.spec for job in plan.jobs):
+    for spec in specs:
         view = views.get(spec.name)
         if view is None:
             if not left_out(model, spec.name):

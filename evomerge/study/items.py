@@ -24,6 +24,7 @@ class ScoredChunk:
         result: Results per item.
         digest: Digest of the weights that were scored.
         worker: Who scored it.
+        kernels: Which implementations of the kernels merged the weights.
         seconds_merge: Seconds spent on materialising the weights for it.
         seconds_score: Seconds spent on scoring it.
     """
@@ -34,6 +35,7 @@ class ScoredChunk:
     worker: str
     seconds_merge: float
     seconds_score: float
+    kernels: tuple[str, ...] = ()
 
 
 class ItemStore:
@@ -94,6 +96,7 @@ def _to_json(chunk: ScoredChunk) -> dict[str, Any]:
         "chunk": chunk.index,
         "digest": chunk.digest,
         "worker": chunk.worker,
+        "kernels": chunk.kernels,
         "seconds_merge": chunk.seconds_merge,
         "seconds_score": chunk.seconds_score,
         "tasks": {
@@ -118,4 +121,5 @@ def _from_json(data: dict[str, Any]) -> ScoredChunk:
         worker=data["worker"],
         seconds_merge=data["seconds_merge"],
         seconds_score=data["seconds_score"],
+        kernels=tuple(data.get("kernels", ())),
     )

@@ -44,6 +44,7 @@ class TrialResult:
         seconds_merge: Seconds spent on materialising weights.
         seconds_score: Seconds spent on scoring.
         worker: The worker (or workers) that did it.
+        kernels: Which implementations of the merge kernels made the weights; equal bits all.
         attempt: Tries it took.
         digest: Digest of the scored weights.
         duplicate_of: Trial whose result was told again.
@@ -61,6 +62,7 @@ class TrialResult:
     seconds_merge: float = 0.0
     seconds_score: float = 0.0
     worker: str = ""
+    kernels: str = ""
     attempt: int = 1
     digest: str | None = None
     duplicate_of: int | None = None

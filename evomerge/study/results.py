@@ -28,6 +28,7 @@ def result_of(setup: Setup, scored: Scored, parents: Sequence[Metrics]) -> Trial
         seconds_merge=round(sum(chunk.seconds_merge for chunk in scored.chunks), 6),
         seconds_score=round(sum(chunk.seconds_score for chunk in scored.chunks), 6),
         worker=",".join(sorted({chunk.worker for chunk in scored.chunks})),
+        kernels=",".join(sorted({name for chunk in scored.chunks for name in chunk.kernels})),
         attempt=scored.attempt,
     )
     if scored.result is None:

@@ -152,6 +152,7 @@ class Schedule:
             result=outcome.result,
             digest=outcome.digest,
             worker=outcome.worker,
+            kernels=outcome.kernels,
             seconds_merge=outcome.seconds_merge,
             seconds_score=outcome.seconds_score,
         )

@@ -145,7 +145,7 @@ def _row(record: TrialRecord) -> dict[str, Any]:
     row |= {f"knob.{name}": value for name, value in record.values.items()}
     row["recipe_hash"] = record.recipe.hash
     if result is not None:
-        fields = ("examples", "seconds_merge", "seconds_score", "worker", "attempt")
+        fields = ("examples", "seconds_merge", "seconds_score", "worker", "kernels", "attempt")
         row |= {
             name: getattr(result, name) for name in (*fields, "duplicate_of", "digest", "error")
         }

@@ -64,6 +64,7 @@ class Outcome:
         seconds_merge: Time to materialise the weights; 0 when they were there already.
         seconds_score: Time to score.
         error: One sentence, unless `done`.
+        kernels: Which implementations of the kernels merged the weights, for `done` only.
     """
 
     job: Job
@@ -74,3 +75,4 @@ class Outcome:
     seconds_merge: float = 0.0
     seconds_score: float = 0.0
     error: str | None = None
+    kernels: tuple[str, ...] = ()

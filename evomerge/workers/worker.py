@@ -22,7 +22,7 @@ from evomerge.evaluate.harness import Harness
 from evomerge.evaluate.tasks import load_tasks
 from evomerge.kernels.statistics import StatisticsCache
 from evomerge.merging.bind import ModelSet
-from evomerge.merging.live import write_live
+from evomerge.merging.live import LiveMerge, LiveWeights
 from evomerge.merging.vocabulary import Vocabulary, align, fit_vocabulary
 from evomerge.workers.job import Job, Outcome, WorkerSettings
 from evomerge.workers.live_model import load_live_model, take_token_ids
@@ -59,8 +59,8 @@ class Worker:
         self._configs = {model.folder: configs_of(model.folder) for model in self._sources.values()}
         self._make_ready(self._sources[str(settings.models[0])].folder, None)
         self._facts = self._harness.facts()
-        # hash of the recipe and digest of the weights in the live model
-        self._live: tuple[str, str] | None = None
+        # hash of the recipe in the live model, and what was written
+        self._live: tuple[str, LiveMerge] | None = None
         log.info("worker %s is ready on %s", name, os.uname().nodename)
 
     def facts(self) -> SuiteFacts:
@@ -72,7 +72,7 @@ class Worker:
         with about_trial(job.trial):
             started = time.perf_counter()
             try:
-                digest = self._materialise(job.recipe)
+                live = self._materialise(job.recipe)
             except MergeError as error:
                 return self._unsuccessful(job, "invalid", error)
             except Exception as error:
@@ -84,15 +84,23 @@ class Worker:
                 return self._unsuccessful(job, "failed", error)
             scored = time.perf_counter()
             log.info(
-                "%s chunk %d: merged in %.3f s, scored %d items in %.3f s",
+                "%s chunk %d: merged in %.3f s (%s), scored %d items in %.3f s",
                 job.chunk.role,
                 job.chunk.index,
                 merged - started,
+                ", ".join(live.kernels),
                 job.chunk.num_items,
                 scored - merged,
             )
             return Outcome(
-                job, "done", self.name, result, digest, merged - started, scored - merged
+                job,
+                "done",
+                self.name,
+                result,
+                live.digest,
+                kernels=live.kernels,
+                seconds_merge=merged - started,
+                seconds_score=scored - merged,
             )
 
     def close(self) -> None:
@@ -101,7 +109,7 @@ class Worker:
             close_log(self._log)
             self._log = None
 
-    def _materialise(self, recipe: Recipe) -> str:
+    def _materialise(self, recipe: Recipe) -> LiveMerge:
         if self._live is None or self._live[0] != recipe.hash:
             self._live = None  # a merge that stops half-way leaves weights of nobody
             bound = self._models.bind(recipe)
@@ -110,8 +118,8 @@ class Worker:
                 self._make_ready(donor, bound.vocabulary.numbered_by)
             fit_vocabulary(self._model, bound.vocabulary)
             statistics = self._statistics.setdefault(bound.vocabulary.digest, StatisticsCache())
-            digest = write_live(bound.plan, bound.sources, statistics, self._model)
-            self._live = recipe.hash, digest
+            written = self._weights.write(bound.plan, bound.sources, statistics)
+            self._live = recipe.hash, written
         return self._live[1]
 
     def _make_ready(self, donor: Path, numbered_by: Path | None) -> None:
@@ -123,6 +131,7 @@ class Worker:
         dtype = getattr(torch, settings.out_dtype)
         attention = settings.suite.attn_implementation
         self._model = load_live_model(donor, dtype, attention, settings.device)
+        self._weights = LiveWeights(self._model)
         fit_vocabulary(self._model, self._numbered)  # the harness checks its tokens against rows
         if numbered_by is not None:
             take_token_ids(self._model, donor, numbered_by)

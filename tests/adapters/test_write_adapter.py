@@ -12,7 +12,7 @@ from evomerge.config.recipe import Recipe, Source
 from evomerge.errors import CheckpointError, MergeError
 from evomerge.kernels.statistics import StatisticsCache
 from evomerge.merging.adapter import write_adapter
-from evomerge.merging.execute import execute
+from evomerge.merging.execute import merged_tensors
 from evomerge.merging.plan import make_plan
 from tests.adapters.small import layer, make_adapter, reference
 from tests.tiny import make_model, make_tokenizer
@@ -72,7 +72,7 @@ def mean(models):
 def merged(recipe):
     sources = {str(ref): open_model(ref) for ref in recipe.references()}
     plan = make_plan(recipe, sources, layout_of(sources[str(recipe.donor)].names()))
-    return dict(execute(plan, sources, StatisticsCache()))
+    return merged_tensors(plan, sources, StatisticsCache())
 
 
 @pytest.mark.parametrize("make", [three, mean])

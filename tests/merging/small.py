@@ -6,7 +6,7 @@ from evomerge.checkpoints.architecture import layout_of
 from evomerge.checkpoints.source import MemorySource
 from evomerge.config.mergekit import parse_recipe
 from evomerge.kernels.statistics import StatisticsCache
-from evomerge.merging.execute import execute
+from evomerge.merging.execute import merged_tensors
 from evomerge.merging.plan import make_plan
 
 SHAPES = {
@@ -60,4 +60,4 @@ def plan_of(text, sources):
 def merged(text, sources, statistics=None):
     """The tensors of a recipe carried out."""
     cache = statistics or StatisticsCache()
-    return dict(execute(plan_of(text, sources), sources, cache))
+    return merged_tensors(plan_of(text, sources), sources, cache)

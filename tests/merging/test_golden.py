@@ -12,7 +12,7 @@ from evomerge.checkpoints.architecture import layout_of
 from evomerge.checkpoints.source import MemorySource
 from evomerge.config.mergekit import read_recipe
 from evomerge.kernels.statistics import StatisticsCache
-from evomerge.merging.execute import execute
+from evomerge.merging.execute import merged_tensors
 from evomerge.merging.plan import make_plan
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mergekit"
@@ -68,7 +68,7 @@ def merged(recipe, file):
         str(ref): MemorySource(load(file, str(ref)), str(ref)) for ref in recipe.references()
     }
     plan = make_plan(recipe, sources, layout_of(sources[str(recipe.donor)].names()))
-    return dict(execute(plan, sources, StatisticsCache()))
+    return merged_tensors(plan, sources, StatisticsCache())
 
 
 def difference(ours, theirs):

@@ -10,10 +10,11 @@ from evomerge.checkpoints.reader import open_checkpoint
 from evomerge.checkpoints.source import MemorySource
 from evomerge.config.mergekit import parse_recipe
 from evomerge.errors import MergeError, NonFiniteError
+from evomerge.kernels import dispatch
 from evomerge.kernels.statistics import StatisticsCache
-from evomerge.merging.execute import execute
+from evomerge.merging.execute import merged_tensors
 from evomerge.merging.folder import Destination, write_folder
-from evomerge.merging.live import write_live
+from evomerge.merging.live import LiveWeights, write_live
 from evomerge.merging.places import live_views
 from evomerge.merging.plan import make_plan
 from tests.families import make_family
@@ -49,7 +50,7 @@ def live(text, sources, model):
 
 
 def merged_digest(text, sources):
-    tensors = dict(execute(plan_of(text, sources), sources, StatisticsCache()))
+    tensors = merged_tensors(plan_of(text, sources), sources, StatisticsCache())
     return digest_of(MemorySource(tensors))
 
 
@@ -274,3 +275,58 @@ def test_a_stack_goes_into_a_live_model_of_its_depth(tmp_path):
     assert write_live(plan, sources, StatisticsCache(), model) == digest_of(sources["base"])
     assert len(model.model.layers) == 4
     assert model.config.layer_types == ["full_attention", *["sliding_attention"] * 3]
+
+
+def count_launches(monkeypatch):
+    sizes = []
+    launch = dispatch.carry_out_all
+
+    def counted(jobs):
+        sizes.append(len(jobs))
+        return launch(jobs)
+
+    monkeypatch.setattr(dispatch, "carry_out_all", counted)
+    return sizes
+
+
+def test_a_candidate_is_one_launch(monkeypatch):
+    sizes, sources = count_launches(monkeypatch), make_sources()
+    live(TASK_ARITHMETIC, sources, Net(make_tensors(0)))
+    assert [size for size in sizes if size] == [len(plan_of(TASK_ARITHMETIC, sources).jobs)]
+
+
+def test_what_takes_new_memory_is_launched_in_parts(monkeypatch):
+    class Computed(MemorySource):
+        holds_tensors = False
+
+    held = make_sources()
+    sources = {
+        name: Computed({key: source.read(key) for key in source.names()}, name)
+        for name, source in held.items()
+    }
+    monkeypatch.setattr("evomerge.merging.live.LAUNCH_BYTES", 100)
+    expected = merged_digest(TASK_ARITHMETIC, held)
+    sizes, model = count_launches(monkeypatch), Net(make_tensors(0))
+    assert live(TASK_ARITHMETIC, sources, model) == expected
+    assert sum(sizes) == len(plan_of(TASK_ARITHMETIC, sources).jobs)
+    assert len([size for size in sizes if size]) > 2
+
+
+def test_places_are_looked_up_once_and_again_when_a_tensor_has_moved(monkeypatch):
+    looked_up = []
+
+    def counted(model, names):
+        looked_up.append(model)
+        return live_views(model, names)
+
+    monkeypatch.setattr("evomerge.merging.live.live_views", counted)
+    sources, model = make_sources(), Net(make_tensors(0))
+    plan, weights = plan_of(TASK_ARITHMETIC, sources), LiveWeights(model)
+    first = weights.write(plan, sources, StatisticsCache())
+    assert weights.write(plan, sources, StatisticsCache()) == first
+    assert len(looked_up) == 1
+    moved = model.get_parameter("model.embed_tokens.weight")
+    moved.data = torch.zeros_like(moved)
+    assert weights.write(plan, sources, StatisticsCache()) == first
+    assert len(looked_up) == 2
+    assert digest_of(MemorySource(dict(model.state_dict()))) == first.digest

@@ -20,7 +20,7 @@ from evomerge.config.mergekit import read_recipe
 from evomerge.config.tokenizer import TokenizerConfig
 from evomerge.errors import MergeError
 from evomerge.kernels.statistics import StatisticsCache
-from evomerge.merging.execute import execute
+from evomerge.merging.execute import merged_tensors
 from evomerge.merging.live import write_live
 from evomerge.merging.plan import make_plan
 from evomerge.merging.vocabulary import align, fit_vocabulary
@@ -70,7 +70,7 @@ def test_agrees_with_mergekit(path):
     vocabulary = vocabulary_of(recipe)
     sources = vocabulary.sources
     plan = make_plan(recipe, sources, layout_of(sources[str(recipe.donor)].names()))
-    ours = dict(execute(plan, sources, StatisticsCache()))
+    ours = merged_tensors(plan, sources, StatisticsCache())
     theirs = load_file(GOLDEN / "merged.safetensors")
     tokens = json.loads((GOLDEN / "rows.json").read_text())[path.stem]
     numbers = rows_of(vocabulary)
@@ -248,7 +248,7 @@ def test_a_live_model_takes_the_merge_of_another_size(tied):
     ).requires_grad_(False)
     fit_vocabulary(model, vocabulary)
     digest = write_live(plan, sources, StatisticsCache(), model)
-    merged = dict(execute(plan, sources, StatisticsCache()))
+    merged = merged_tensors(plan, sources, StatisticsCache())
     assert digest == digest_of(MemorySource(merged))
     assert torch.equal(model.get_input_embeddings().weight, merged[EMBEDDING])
     assert torch.equal(model.lm_head.weight, merged[EMBEDDING if tied else HEAD])

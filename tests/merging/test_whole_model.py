@@ -5,7 +5,7 @@ import torch
 
 from evomerge.errors import MergeError
 from evomerge.kernels.statistics import StatisticsCache
-from evomerge.merging.execute import execute
+from evomerge.merging.execute import merged_tensors
 from tests.merging.small import make_sources, make_tensors, merged, plan_of
 
 TIES = """
@@ -43,7 +43,7 @@ def test_trimming_takes_the_largest_of_the_whole_model():
 def test_a_part_of_a_merge_is_what_the_whole_is():
     sources = make_sources(torch.bfloat16, **scaled(3.0))
     plan, whole = plan_of(TIES, sources), merged(TIES, sources)
-    part = dict(execute(plan, sources, StatisticsCache(), only={NORM}))
+    part = merged_tensors(plan, sources, StatisticsCache(), only={NORM})
     assert list(part) == [NORM]
     assert torch.equal(part[NORM], whole[NORM])
 

@@ -121,6 +121,7 @@ def test_what_was_scored_is_what_is_exported(world, study, tmp_path, method):
     best = view.best
     exported = export_trial(view, best, tmp_path / "winner.yaml", tmp_path / "winner")
     assert exported.digest == best.result.digest
+    assert best.result.kernels in ("native", "reference")  # what ran is recorded
     # merging the exported recipe again gives the same bytes
     assert evomerge.merge(tmp_path / "winner.yaml", tmp_path / "again") == best.result.digest
     with (

@@ -13,11 +13,13 @@ from typing import TypeVar
 
 import torch
 
+from evomerge.config.recipe import ThresholdTies
 from evomerge.kernels.histograms import Histogram, added, count_keys, key_at, smallest_with
 from evomerge.kernels.masks import KEEP_ALL, MaskKey
 from evomerge.kernels.ranks import row_ranks
 from evomerge.kernels.reference import delta, kept_deltas, ranges
-from evomerge.kernels.tables import Mask
+from evomerge.kernels.tables import Mask, TieCut
+from evomerge.kernels.tie_cuts import end_of_tied, tied_at
 
 PIECE = 2**15
 """Elements summed at once; sums depend on it in their last bits, so it is no setting."""
@@ -105,7 +107,7 @@ class Everything:
             another, with the same models in all of them.
     """
 
-    name: str
+    name: Hashable
     tensors: "Callable[[], Iterable[TensorStatistics]]"
 
 
@@ -124,6 +126,7 @@ class TensorStatistics:
         cache: Where facts are kept.
         shape: Shape of the tensor; None where it is flat.
         everything: The tensors of the merge; None where this one is all there is.
+        threshold_ties: Which elements that tie at a threshold are kept; as in a recipe.
     """
 
     name: str
@@ -135,6 +138,7 @@ class TensorStatistics:
     cache: StatisticsCache = field(default_factory=StatisticsCache)
     shape: tuple[int, ...] | None = None
     everything: Everything | None = None
+    threshold_ties: ThresholdTies = "keep"
 
     @property
     def full_shape(self) -> tuple[int, ...]:
@@ -362,12 +366,58 @@ class TensorStatistics:
         mask scales and sums is not looked at.
         """
         before = after = self.fact("l1", lambda: self._l1_norms(self._keeping_all()))
-        kept = (mask.thresholds, mask.ceilings, mask.keep_levels, mask.rank_steps)
+        kept = (
+            mask.thresholds,
+            mask.ceilings,
+            mask.keep_levels,
+            mask.rank_steps,
+            mask.tie_cuts,
+        )
         if mask.drops():
             after = self.fleeting(("l1", mask.key, kept), lambda: self._l1_norms(mask))
         return tuple(
             b / a if min(a, b) >= SMALL_NORM else 1.0 for b, a in zip(before, after, strict=True)
         )
+
+    def tie_cuts(
+        self, densities: Sequence[float], gammas: Sequence[float] | None = None
+    ) -> tuple[TieCut | None, ...]:
+        """Return which elements of each task vector that tie at its `threshold` are kept.
+
+        By `threshold_ties`: where that is `index` or `hash`, down to the threshold exactly or on
+        average as many elements are kept as the density says. `index` reads the tensors for it, up
+        to where these elements end, once for each new density.
+
+        Args:
+            densities: Share of each that is kept, in [0, 1].
+            gammas: Share of its largest that is dropped: for the lower end of `band`.
+
+        Returns:
+            As in `Mask`; None also where the elements that tie are zeros.
+        """
+        shares = zip(densities, gammas or (0.0,) * len(densities), strict=True)
+        cuts = tuple(self._tie_cut(i, density, gamma) for i, (density, gamma) in enumerate(shares))
+        return cuts if any(cuts) else ()
+
+    def _tie_cut(self, model: int, density: float, gamma: float) -> TieCut | None:
+        size = len(self._subtracted_P)
+        if self.threshold_ties == "keep" or size == 0 or not 0 < density < 1:
+            return None
+        count = max(1, int(density * size))
+        rank = min(int(gamma * size), size - count) + count
+        wanted, num_tied = tied_at(
+            rank, self.key_dtype(model), lambda within: self.histogram(model, within)
+        )
+        low, above = self._edges(model, rank)
+        if wanted == num_tied or low == 0:
+            return None
+        if self.threshold_ties == "hash":
+            return TieCut(above, level=wanted * KEEP_ALL // num_tied)
+        end = self.cache.norm(
+            ("end of tied", self.name, self.base, self.models[model], rank),
+            lambda: end_of_tied(self.magnitudes(model), low, above, wanted),
+        )
+        return TieCut(above, end=end)
 
     def _keeping_all(self) -> Mask:
         ones, zeros = (1.0,) * len(self.models), (0.0,) * len(self.models)

@@ -3,8 +3,7 @@
 Letters: M models, P elements of one flat tensor.
 """
 
-import hashlib
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,25 +35,173 @@ class Merged(NamedTuple):
     kernels: tuple[str, ...]
 
 
+class Place(NamedTuple):
+    """Memory that a merged tensor is written to.
+
+    Attributes:
+        tensor: Contiguous, of the tensor's shape and dtype; overwritten.
+        is_new: Whether it was made for this tensor.
+    """
+
+    tensor: torch.Tensor
+    is_new: bool
+
+
 @dataclass(frozen=True)
 class Output:
     """Where merged tensors go.
 
     Attributes:
-        place: Gives a contiguous tensor of a shape and dtype to be overwritten.
+        place: Gives a tensor's place.
         launch_bytes: How much new memory tensors of one launch may take; one tensor may take more.
     """
 
-    place: Callable[[TensorSpec], torch.Tensor]
+    place: Callable[[TensorSpec], Place]
     launch_bytes: int
 
 
-def _new(spec: TensorSpec) -> torch.Tensor:
-    return torch.empty(spec.shape, dtype=spec.dtype)
+def _new(spec: TensorSpec) -> Place:
+    return Place(torch.empty(spec.shape, dtype=spec.dtype), is_new=True)
 
 
 ONE_BY_ONE = Output(_new, launch_bytes=0)
 """New tensors, in the memory of one of them and its sources."""
+
+
+class Merger:
+    """Carries out plans over one set of models, and keeps what all candidates of a search share.
+
+    Args:
+        sources: The models' tensors, as given to `make_plan`; not written to.
+        statistics: Facts about these models, filled as needed.
+    """
+
+    def __init__(
+        self, sources: Mapping[str, TensorSource], statistics: StatisticsCache | None = None
+    ) -> None:
+        self.sources = sources
+        self.statistics = statistics or StatisticsCache()
+        # of tensors that their sources hold anyway
+        self._kept: dict[Hashable, TensorStatistics] = {}
+
+    def execute(
+        self, plan: MergePlan, only: Container[str] | None = None, output: Output = ONE_BY_ONE
+    ) -> Iterator[Merged]:
+        """Yield the merged tensors in the plan's order.
+
+        Args:
+            plan: The merge.
+            only: Names of the tensors that are wanted; None is all. The others may be read all the
+                same, by methods that look at whole models.
+            output: Where the tensors go.
+
+        Raises:
+            MergeError: An integer or boolean tensor differs between the models.
+            NonFiniteError: NaN or Inf in a model, or in the result; names model and tensor.
+        """
+        return (merged for (merged,) in self.execute_together([plan], only, [output]))
+
+    def execute_together(
+        self, plans: Sequence[MergePlan], only: Container[str] | None, outputs: Sequence[Output]
+    ) -> Iterator[tuple[Merged, ...]]:
+        """Yield each merged tensor of K recipes at once: what they share is read once.
+
+        Args:
+            plans: The merges, with the same tensors in all of them.
+            only: As for `execute`.
+            outputs: Where each merge's tensors go. The smallest `launch_bytes` counts.
+
+        Raises:
+            MergeError, NonFiniteError: As `execute`; or the merges have other tensors.
+        """
+        most_bytes = min(output.launch_bytes for output in outputs)
+        everything = [self._everything(plan) for plan in plans]
+        ready: list[tuple[_Ready, ...]] = []
+        new_bytes = 0
+        for jobs in _alike(plans):
+            if only is not None and jobs[0].spec.name not in only:
+                continue
+            ready.append(self._prepared(plans, jobs, everything, outputs))
+            new_bytes += sum(each.new_bytes for each in ready[-1])
+            if new_bytes > most_bytes:
+                merged = _launched(ready)
+                # nothing read is held while the consumer has the tensors
+                ready, new_bytes = [], 0
+                yield from merged
+                del merged
+        yield from _launched(ready)
+
+    def _prepared(
+        self,
+        plans: Sequence[MergePlan],
+        jobs: Sequence[TensorJob],
+        everything: Sequence[Everything],
+        outputs: Sequence[Output],
+    ) -> "tuple[_Ready, ...]":
+        read: _Read = {}
+        return tuple(
+            self._ready(plan, job, of_all, output.place(job.spec), read)
+            for plan, job, of_all, output in zip(plans, jobs, everything, outputs, strict=True)
+        )
+
+    def _ready(
+        self, plan: MergePlan, job: TensorJob, everything: Everything, place: Place, read: "_Read"
+    ) -> "_Ready":
+        out = place.tensor
+        num_read = len(read)
+        if job.values is None:
+            out.copy_(_copied(job, self._read(job, read)))
+            return _Ready(job.spec, out, None, 0)
+        facts = self._facts(plan, job, everything, read)
+        table = plan.method.table(job.values, facts)
+        kernel = KernelJob(table, facts.base_P, facts.source_MP, out.view(-1))
+        new = [tensor for tensor, held in list(read.values())[num_read:] if not held]
+        new_bytes = sum(tensor.nbytes for tensor in new) + place.is_new * out.nbytes
+        return _Ready(job.spec, out, kernel, new_bytes)
+
+    def _facts(
+        self, plan: MergePlan, job: TensorJob, everything: Everything, read: "_Read"
+    ) -> TensorStatistics:
+        key = (job.spec.name, job.base, job.parents, plan.recipe.mask_seed, everything.name)
+        kept = self._kept.get(key)
+        if kept is not None:
+            return kept
+        tensors = self._read(job, read)
+        for source, tensor in zip(job.inputs, tensors, strict=True):
+            _check_source(source, tensor.reshape(-1), self.statistics)
+        facts = _statistics(plan, job, tensors, self.statistics, everything)
+        if all(self.sources[source.model].holds_tensors for source in job.inputs):
+            self._kept[key] = facts
+        return facts
+
+    def _read(self, job: TensorJob, read: "_Read") -> list[torch.Tensor]:
+        for source in job.inputs:
+            if source not in read:
+                model = self.sources[source.model]
+                read[source] = model.read(source.name), model.holds_tensors
+        return [read[source][0] for source in job.inputs]
+
+    def _everything(self, plan: MergePlan) -> Everything:
+        name = tuple((job.spec.name, job.base, job.parents) for job in plan.jobs)
+        everything = Everything(name, lambda: self._each(plan, everything))
+        return everything
+
+    def _each(self, plan: MergePlan, everything: Everything) -> Iterator[TensorStatistics]:
+        """Yield the statistics of every merged tensor, which must be of the same models."""
+        jobs = [job for job in plan.jobs if job.values is not None]
+        models = [source.model for source in jobs[0].parents]
+        for job in jobs:
+            if [source.model for source in job.parents] != models:
+                raise MergeError(
+                    f"{job.spec.name}: other models than in {jobs[0].spec.name}, and this merge "
+                    "looks at all tensors of a model together. Merge the same models in every "
+                    "slice, or set trim_whole_model: false."
+                )
+            yield _statistics(plan, job, self._read(job, {}), self.statistics, everything)
+
+
+_Read = dict[TensorInput, tuple[torch.Tensor, bool]]
+"""What was read for one tensor, and whether its source holds it anyway."""
 
 
 def execute(
@@ -64,31 +211,8 @@ def execute(
     only: Container[str] | None = None,
     output: Output = ONE_BY_ONE,
 ) -> Iterator[Merged]:
-    """Yield the merged tensors in the plan's order.
-
-    Args:
-        plan: The merge.
-        sources: The models' tensors, as given to `make_plan`; not written to.
-        statistics: Facts about these models, filled as needed. One cache serves any number of
-            recipes over the same models.
-        only: Names of the tensors that are wanted; None is all. The others may be read all the
-            same, by methods that look at whole models.
-        output: Where the tensors go.
-
-    Raises:
-        MergeError: An integer or boolean tensor differs between the models.
-        NonFiniteError: NaN or Inf in a model, or in the result; names model and tensor.
-    """
-    everything = _everything(plan, sources, statistics)
-    ready: list[_Ready] = []
-    for job in plan.jobs:
-        if only is None or job.spec.name in only:
-            ready.append(_prepared(plan, job, sources, statistics, everything, output))
-            if sum(each.new_bytes for each in ready) > output.launch_bytes:
-                merged = _launched(ready)
-                ready.clear()  # nothing read is held while the consumer has the tensors
-                yield from merged
-    yield from _launched(ready)
+    """Yield the merged tensors of one plan; see `Merger.execute`."""
+    return Merger(sources, statistics).execute(plan, only, output)
 
 
 def merged_tensors(
@@ -108,45 +232,35 @@ class _Ready(NamedTuple):
     new_bytes: int
 
 
-def _prepared(
-    plan: MergePlan,
-    job: TensorJob,
-    sources: Mapping[str, TensorSource],
-    statistics: StatisticsCache,
-    everything: Everything,
-    output: Output,
-) -> _Ready:
-    read = [sources[source.model].read(source.name) for source in job.inputs]
-    out = output.place(job.spec)
-    new_bytes = out.nbytes + sum(
-        tensor.nbytes
-        for tensor, source in zip(read, job.inputs, strict=True)
-        if not sources[source.model].holds_tensors
-    )
-    if job.values is None:
-        out.copy_(_copied(job, read))
-        return _Ready(job.spec, out, None, new_bytes)
-    for source, tensor in zip(job.inputs, read, strict=True):
-        _check_source(source, tensor.reshape(-1), statistics)
-    facts = _statistics(plan, job, read, statistics, everything)
-    table = plan.method.table(job.values, facts)
-    kernel = KernelJob(table, facts.base_P, facts.source_MP, out.view(-1))
-    return _Ready(job.spec, out, kernel, new_bytes)
+def _alike(plans: Sequence[MergePlan]) -> Iterator[tuple[TensorJob, ...]]:
+    names = [[job.spec.name for job in plan.jobs] for plan in plans]
+    for other in names[1:]:
+        if other != names[0]:
+            name = next(iter(set(names[0]).symmetric_difference(other)))
+            raise MergeError(
+                f"{name}: not in every one of the recipes, which are merged together. Merge "
+                "recipes of one depth and vocabulary, or one after another."
+            )
+    return zip(*(plan.jobs for plan in plans), strict=True)
 
 
-def _launched(ready: Sequence[_Ready]) -> list[Merged]:
-    kernels = [each.kernel for each in ready if each.kernel is not None]
+def _launched(ready: "Sequence[tuple[_Ready, ...]]") -> list[tuple[Merged, ...]]:
+    kernels = [each.kernel for group in ready for each in group if each.kernel is not None]
     written, ran = dispatch.carry_out_all(kernels)
     told = iter(written)
     return [
-        Merged(each.spec.name, each.out, _checksum(each, next(told) if each.kernel else None), ran)
-        for each in ready
+        tuple(
+            Merged(each.spec.name, each.out, _checksum(each, told if each.kernel else None), ran)
+            for each in group
+        )
+        for group in ready
     ]
 
 
-def _checksum(ready: _Ready, written: Written | None) -> Checksum:
-    if written is None:
+def _checksum(ready: _Ready, told: Iterator[Written] | None) -> Checksum:
+    if told is None:
         return checksum_of(ready.out)
+    written = next(told)
     dtype = dtype_name(ready.out.dtype)
     if not written.is_finite:
         raise NonFiniteError(
@@ -187,35 +301,6 @@ def _statistics(
         job.spec.shape,
         everything,
     )
-
-
-def _everything(
-    plan: MergePlan, sources: Mapping[str, TensorSource], cache: StatisticsCache
-) -> Everything:
-    inputs = [(job.spec.name, job.inputs) for job in plan.jobs]
-    name = hashlib.sha256(repr(inputs).encode()).hexdigest()
-    everything = Everything(name, lambda: _each(plan, sources, cache, everything))
-    return everything
-
-
-def _each(
-    plan: MergePlan,
-    sources: Mapping[str, TensorSource],
-    cache: StatisticsCache,
-    everything: Everything,
-) -> Iterator[TensorStatistics]:
-    """Yield the statistics of every merged tensor, which must be of the same models."""
-    jobs = [job for job in plan.jobs if job.values is not None]
-    models = [source.model for source in jobs[0].parents]
-    for job in jobs:
-        if [source.model for source in job.parents] != models:
-            raise MergeError(
-                f"{job.spec.name}: other models than in {jobs[0].spec.name}, and this merge looks "
-                "at all tensors of a model together. Merge the same models in every slice, or set "
-                "trim_whole_model: false."
-            )
-        read = [sources[source.model].read(source.name) for source in job.inputs]
-        yield _statistics(plan, job, read, cache, everything)
 
 
 def _label(job: TensorJob, source: TensorInput) -> str:

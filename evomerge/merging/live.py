@@ -1,7 +1,7 @@
 """Sink: merged tensors into a live model. `folder.py` stores the same bits in files."""
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from evomerge.checksums import Checksum, weights_digest
 from evomerge.errors import MergeError
 from evomerge.kernels.statistics import StatisticsCache
 from evomerge.merging.checks import stop_at
-from evomerge.merging.execute import Merged, Output, execute
+from evomerge.merging.execute import Merged, Merger, Output, Place
 from evomerge.merging.places import left_out, live_views
 from evomerge.merging.plan import MergePlan
 from evomerge.registry import did_you_mean
@@ -54,15 +54,13 @@ class LiveWeights:
     def write(
         self,
         plan: MergePlan,
-        sources: Mapping[str, TensorSource],
-        statistics: StatisticsCache,
+        merger: Merger,
     ) -> LiveMerge:
         """Overwrite the model's parameters and buffers with a merge.
 
         Args:
             plan: The merge.
-            sources: The models' tensors, as given to `make_plan`.
-            statistics: Facts about these models; see `execute`.
+            merger: Has the plan's models.
 
         Raises:
             MergeError: The model's tensors are not the plan's, in name, shape or dtype (found
@@ -70,16 +68,16 @@ class LiveWeights:
                 and is to hold two things.
             NonFiniteError: As `execute`; part of the model has been overwritten then.
         """
-        views = self._views(plan)
-        places = _Places(views)
-        merged = execute(plan, sources, statistics, output=Output(places.place, LAUNCH_BYTES))
-        checksums: dict[str, Checksum] = {}
-        kernels: set[str] = set()
-        for tensor in merged:
-            places.fill(tensor)
-            checksums[tensor.name] = tensor.checksum
-            kernels.update(tensor.kernels)
-        return LiveMerge(weights_digest(checksums), tuple(sorted(kernels)))
+        (written,) = write_together([plan], merger, [self])
+        return written
+
+    def places(self, plan: MergePlan) -> "Places":
+        """Return where the tensors of a merge go.
+
+        Raises:
+            MergeError: As `write`.
+        """
+        return Places(self._views(plan))
 
     def _views(self, plan: MergePlan) -> dict[str, torch.Tensor]:
         specs = tuple(job.spec for job in plan.jobs)
@@ -104,10 +102,35 @@ def write_live(
     model: torch.nn.Module,
 ) -> str:
     """Overwrite a resident model once, and return the digest; see `LiveWeights.write`."""
-    return LiveWeights(model).write(plan, sources, statistics).digest
+    return LiveWeights(model).write(plan, Merger(sources, statistics)).digest
 
 
-class _Places:
+def write_together(
+    plans: Sequence[MergePlan], merger: Merger, weights: Sequence[LiveWeights]
+) -> list[LiveMerge]:
+    """Overwrite K resident models with K merges of the same models over one read of those.
+
+    Args:
+        plans: The merges.
+        merger: Has their models.
+        weights: Where each goes.
+
+    Raises:
+        MergeError, NonFiniteError: As `LiveWeights.write`; or the merges have other tensors.
+    """
+    places = [live.places(plan) for live, plan in zip(weights, plans, strict=True)]
+    outputs = [Output(each.place, LAUNCH_BYTES) for each in places]
+    checksums: list[dict[str, Checksum]] = [{} for _ in plans]
+    kernels: set[str] = set()
+    for group in merger.execute_together(plans, None, outputs):
+        for merged, place, found in zip(group, places, checksums, strict=True):
+            place.fill(merged)
+            found[merged.name] = merged.checksum
+            kernels.update(merged.kernels)
+    return [LiveMerge(weights_digest(found), tuple(sorted(kernels))) for found in checksums]
+
+
+class Places:
     """Where the tensors of one merge go: into the live model's own memory wherever they can."""
 
     def __init__(self, views: Mapping[str, torch.Tensor]) -> None:
@@ -115,15 +138,16 @@ class _Places:
         self._taken: set[int] = set()
         self._elsewhere: set[str] = set()
 
-    def place(self, spec: TensorSpec) -> torch.Tensor:
+    def place(self, spec: TensorSpec) -> Place:
+        """Give the memory that a tensor is merged into; see `execute.Output`."""
         view = self._views.get(spec.name)
         fits = view is not None and view.dtype == spec.dtype and view.is_contiguous()
         if view is not None and fits and view.data_ptr() not in self._taken:
             self._taken.add(view.data_ptr())
-            return view
+            return Place(view, is_new=False)
         self._elsewhere.add(spec.name)
         device = None if view is None else view.device
-        return torch.empty(spec.shape, dtype=spec.dtype, device=device)
+        return Place(torch.empty(spec.shape, dtype=spec.dtype, device=device), is_new=True)
 
     def fill(self, merged: Merged) -> None:
         """Bring a tensor that was merged elsewhere into the model."""

@@ -21,7 +21,8 @@ from evomerge.evaluate.evaluator import SuiteFacts
 from evomerge.evaluate.harness import Harness
 from evomerge.evaluate.tasks import load_tasks
 from evomerge.kernels.statistics import StatisticsCache
-from evomerge.merging.bind import ModelSet
+from evomerge.merging.bind import BoundMerge, ModelSet
+from evomerge.merging.execute import Merger
 from evomerge.merging.live import LiveMerge, LiveWeights
 from evomerge.merging.vocabulary import Vocabulary, align, fit_vocabulary
 from evomerge.workers.job import Job, Outcome, WorkerSettings
@@ -54,6 +55,7 @@ class Worker:
         self._models = ModelSet(self._sources)
         # of a recipe's models with its vocabulary: what a row is filled with depends on both
         self._statistics: dict[str, StatisticsCache] = {}
+        self._mergers: dict[tuple[str, ...], Merger] = {}
         self._settings, self._tasks = settings, load_tasks(settings.suite)
         self._numbered = self._under_one_numbering()
         self._configs = {model.folder: configs_of(model.folder) for model in self._sources.values()}
@@ -117,10 +119,14 @@ class Worker:
             if self._ready_for != self._configs_with(donor, bound.vocabulary.numbered_by):
                 self._make_ready(donor, bound.vocabulary.numbered_by)
             fit_vocabulary(self._model, bound.vocabulary)
-            statistics = self._statistics.setdefault(bound.vocabulary.digest, StatisticsCache())
-            written = self._weights.write(bound.plan, bound.sources, statistics)
+            written = self._weights.write(bound.plan, self._merger_of(bound))
             self._live = recipe.hash, written
         return self._live[1]
+
+    def _merger_of(self, bound: BoundMerge) -> Merger:
+        digest, sources = bound.vocabulary.digest, bound.sources
+        statistics = self._statistics.setdefault(digest, StatisticsCache())
+        return self._mergers.setdefault((digest, *sources), Merger(sources, statistics))
 
     def _make_ready(self, donor: Path, numbered_by: Path | None) -> None:
         """Load the live model with the config of a recipe's donor, and prepare the tasks for it.

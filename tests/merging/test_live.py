@@ -12,9 +12,9 @@ from evomerge.config.mergekit import parse_recipe
 from evomerge.errors import MergeError, NonFiniteError
 from evomerge.kernels import dispatch
 from evomerge.kernels.statistics import StatisticsCache
-from evomerge.merging.execute import merged_tensors
+from evomerge.merging.execute import Merger, merged_tensors
 from evomerge.merging.folder import Destination, write_folder
-from evomerge.merging.live import LiveWeights, write_live
+from evomerge.merging.live import LiveWeights, write_live, write_together
 from evomerge.merging.places import live_views
 from evomerge.merging.plan import make_plan
 from tests.families import make_family
@@ -322,11 +322,45 @@ def test_places_are_looked_up_once_and_again_when_a_tensor_has_moved(monkeypatch
     monkeypatch.setattr("evomerge.merging.live.live_views", counted)
     sources, model = make_sources(), Net(make_tensors(0))
     plan, weights = plan_of(TASK_ARITHMETIC, sources), LiveWeights(model)
-    first = weights.write(plan, sources, StatisticsCache())
-    assert weights.write(plan, sources, StatisticsCache()) == first
+    merger = Merger(sources)
+    first = weights.write(plan, merger)
+    assert weights.write(plan, merger) == first
     assert len(looked_up) == 1
     moved = model.get_parameter("model.embed_tokens.weight")
     moved.data = torch.zeros_like(moved)
-    assert weights.write(plan, sources, StatisticsCache()) == first
+    assert weights.write(plan, merger) == first
     assert len(looked_up) == 2
     assert digest_of(MemorySource(dict(model.state_dict()))) == first.digest
+
+
+@pytest.mark.parametrize("text", [TASK_ARITHMETIC, DARE], ids=["span", "mask"])
+def test_a_population_reads_its_models_once(text):
+    class Counting(MemorySource):
+        def read(self, name):
+            read.append(name)
+            return super().read(name)
+
+    read, held = [], make_sources()
+    sources = {
+        name: Counting({key: source.read(key) for key in source.names()}, name)
+        for name, source in held.items()
+    }
+    weights = ("0.25", "0.7", "-0.1")
+    plans = [plan_of(text.replace("0.25", weight), sources) for weight in weights]
+    models = [Net(make_tensors(0)) for _ in plans]
+    written = write_together(plans, Merger(sources), [LiveWeights(model) for model in models])
+    assert sorted(read) == sorted(list(make_tensors(0)) * 3)
+    for weight, model, merge in zip(weights, models, written, strict=True):
+        alone = merged_digest(text.replace("0.25", weight), held)
+        assert digest_of(MemorySource(dict(model.state_dict()))) == merge.digest == alone
+
+
+def test_a_population_of_unlike_merges_is_refused():
+    sources, fewer = make_sources(), make_sources(base={"lm_head.weight": None})
+    plans = [
+        plan_of(TASK_ARITHMETIC, sources),
+        plan_of("merge_method: passthrough\nmodels: [{model: base}]", fewer),
+    ]
+    weights = [LiveWeights(Net(make_tensors(0))) for _ in plans]
+    with pytest.raises(MergeError, match=r"lm_head\.weight"):
+        write_together(plans, Merger(sources), weights)

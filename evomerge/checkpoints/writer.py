@@ -53,6 +53,7 @@ class CheckpointWriter:
     Attributes:
         path: The hidden folder.
         missing: Tensors that are still to be written, by name, sorted by name.
+        num_tensors: Tensors of the checkpoint.
         checksums: Checksums of the tensors that are written, by name.
         resumed: File names of the shards that an earlier process finished.
 
@@ -71,6 +72,7 @@ class CheckpointWriter:
         self.folder = folder
         self.path = partial_path(folder, os.getpid())
         self.missing = {spec.name: spec for spec in sorted(specs, key=lambda spec: spec.name)}
+        self.num_tensors = len(specs)
         self.checksums: dict[str, Checksum] = {}
         self.resumed: tuple[str, ...] = ()
         self._plan = plan_shards(specs, shard_bytes)

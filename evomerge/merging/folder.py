@@ -1,8 +1,9 @@
 """Sink: merged tensors into a folder. `live.py` stores the same bits in a live model."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from evomerge.checkpoints.source import TensorSource
 from evomerge.checkpoints.writer import GIB, CheckpointWriter
 from evomerge.checksums import weights_digest
 from evomerge.kernels.statistics import StatisticsCache
-from evomerge.merging.execute import Merged, execute
+from evomerge.merging.execute import ONE_BY_ONE, Merged, Merger
 from evomerge.merging.plan import MergePlan
 
 
@@ -65,61 +66,111 @@ def write_folder(
     to: Destination,
     write_beside: Callable[[Path, str], None],
 ) -> str:
-    """Write the merge as a checkpoint that appears whole or not at all.
+    """Write one merge as a checkpoint, and return its digest; see `write_folders`."""
+    (digest,) = write_folders([plan], sources, statistics, [to], [write_beside])
+    return digest
+
+
+def write_folders(
+    plans: Sequence[MergePlan],
+    sources: Mapping[str, TensorSource],
+    statistics: StatisticsCache,
+    to: Sequence[Destination],
+    write_beside: Sequence[Callable[[Path, str], None]],
+) -> list[str]:
+    """Write K merges of the same models, read once, as checkpoints; each appears whole or not.
 
     Tensors are merged one by one in the order of the files, so each file is finished before the
     next is begun.
 
     Args:
-        plan: The merge.
+        plans: The merges, with the same tensors in all of them.
         sources: The models' tensors, as given to `make_plan`.
         statistics: Facts about these models; see `execute`.
-        to: Where the merge is written.
-        write_beside: Called with the unfinished folder and the digest, to add everything that is
+        to: Where each merge is written.
+        write_beside: Called with each unfinished folder and its digest, to add everything that is
             not a tensor.
 
     Returns:
-        The weights' digest; `write_live` gives the same for the same plan.
+        The digests of the weights; `write_live` gives the same for the same plan.
 
     Raises:
-        CheckpointError: The folder cannot be written.
-        MergeError, NonFiniteError: As `execute`; nothing is left behind.
+        CheckpointError: A folder cannot be written.
+        MergeError, NonFiniteError: As `Merger.execute_together`; nothing is left behind.
     """
-    specs = [job.spec for job in plan.jobs]
     metered = {model: MeteredSource(source) for model, source in sources.items()}
-    with CheckpointWriter(to.folder, specs, to.shard_bytes, to.identity) as writer:
-        num_done = sum(spec.name not in writer.missing for spec in specs)
-        progress = Progress(num_done, len(specs), 0, 0, writer.resumed)
-        to.notify(progress)
-        merged = execute(plan, metered, statistics, only=frozenset(writer.missing))
-        for num_bytes in _write_behind(writer, merged):
-            progress = dataclasses.replace(
-                progress,
-                num_done=progress.num_done + 1,
-                read_bytes=sum(source.read_bytes for source in metered.values()),
-                written_bytes=progress.written_bytes + num_bytes,
+    with ExitStack() as stack:
+        folders = [
+            _Folder(stack.enter_context(_writer(plan, each)), each, metered)
+            for plan, each in zip(plans, to, strict=True)
+        ]
+        missing = frozenset(name for folder in folders for name in folder.writer.missing)
+        outputs = [ONE_BY_ONE] * len(plans)
+        merged = Merger(metered, statistics).execute_together(plans, missing, outputs)
+        _write_behind(folders, merged)
+        return [folder.finish(beside) for folder, beside in zip(folders, write_beside, strict=True)]
+
+
+def _writer(plan: MergePlan, to: Destination) -> CheckpointWriter:
+    specs = [job.spec for job in plan.jobs]
+    return CheckpointWriter(to.folder, specs, to.shard_bytes, to.identity)
+
+
+class _Folder:
+    """A checkpoint that is being written, and how far it has come."""
+
+    def __init__(
+        self, writer: CheckpointWriter, to: Destination, metered: "Mapping[str, MeteredSource]"
+    ) -> None:
+        self.writer = writer
+        self._notify, self._metered = to.notify, metered
+        num_done = writer.num_tensors - len(writer.missing)
+        self._progress = Progress(num_done, writer.num_tensors, 0, 0, writer.resumed)
+        to.notify(self._progress)
+
+    def write(self, merged: Merged) -> int:
+        """Write a tensor unless an earlier process has; return its bytes."""
+        if merged.name not in self.writer.missing:
+            return 0
+        self.writer.write(merged.name, merged.tensor, merged.checksum)
+        return merged.tensor.nbytes
+
+    def note(self, num_bytes: int) -> None:
+        """Tell that a tensor is written."""
+        if num_bytes:
+            self._progress = dataclasses.replace(
+                self._progress,
+                num_done=self._progress.num_done + 1,
+                read_bytes=sum(source.read_bytes for source in self._metered.values()),
+                written_bytes=self._progress.written_bytes + num_bytes,
             )
-            to.notify(progress)
-        digest = weights_digest(writer.checksums)
-        writer.finish(lambda folder: write_beside(folder, digest))
-    return digest
+            self._notify(self._progress)
+
+    def finish(self, write_beside: Callable[[Path, str], None]) -> str:
+        """Let the checkpoint appear; return its digest."""
+        digest = weights_digest(self.writer.checksums)
+        self.writer.finish(lambda folder: write_beside(folder, digest))
+        return digest
 
 
-def _write_behind(writer: CheckpointWriter, tensors: Iterator[Merged]) -> Iterator[int]:
-    """Write each tensor while the next is made, in a thread; yield its bytes once it is written."""
+def _write_behind(folders: Sequence[_Folder], groups: Iterator[tuple[Merged, ...]]) -> None:
+    """Write each tensor of the merges while the next is made, in a thread."""
     with ThreadPoolExecutor(max_workers=1) as thread:
-        pending: Future[int] | None = None
-        for merged in tensors:
-            if pending:
-                yield pending.result()
-            pending = thread.submit(_write, writer, merged)
-        if pending:
-            yield pending.result()
+        pending: Future[list[int]] | None = None
+        for group in groups:
+            _note(folders, pending)
+            pending = thread.submit(_write, folders, group)
+        _note(folders, pending)
 
 
-def _write(writer: CheckpointWriter, merged: Merged) -> int:
-    writer.write(merged.name, merged.tensor, merged.checksum)
-    return merged.tensor.nbytes
+def _note(folders: Sequence[_Folder], pending: Future[list[int]] | None) -> None:
+    if pending is not None:
+        for folder, num_bytes in zip(folders, pending.result(), strict=True):
+            folder.note(num_bytes)
+
+
+def _write(folders: Sequence[_Folder], group: Sequence[Merged]) -> list[int]:
+    return [folder.write(merged) for folder, merged in zip(folders, group, strict=True)]
 
 
 class MeteredSource(TensorSource):

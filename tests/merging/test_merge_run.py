@@ -15,7 +15,7 @@ from evomerge.errors import CheckpointError
 from evomerge.kernels.statistics import StatisticsCache
 from evomerge.merging.live import write_live
 from evomerge.merging.plan import make_plan
-from evomerge.merging.run import merge
+from evomerge.merging.run import merge, merge_together
 from tests.tiny import make_model
 
 RECIPE = """
@@ -96,3 +96,34 @@ def test_a_full_folder_is_not_touched(models, out, tmp_path):
     with pytest.raises(CheckpointError, match="not an empty folder"):
         merge(read_recipe(models / "recipe.yaml"), out)
     assert (out / "model.safetensors").read_bytes() == before
+
+
+def test_a_population_is_what_its_recipes_are_alone(models, out, tmp_path):
+    recipe = read_recipe(models / "recipe.yaml")
+    (models / "other.yaml").write_text(RECIPE.replace("0.4", "-0.3"))
+    other = read_recipe(models / "other.yaml")
+    read_bytes = []
+    digests = merge_together(
+        [recipe, other],
+        [tmp_path / "one", tmp_path / "two"],
+        notify=lambda progress: read_bytes.append(progress.read_bytes),
+    )
+    assert digests == [digest_of(open_checkpoint(out)), merge(other, tmp_path / "alone")]
+    for folder, alone in ((tmp_path / "one", out), (tmp_path / "two", tmp_path / "alone")):
+        files = sorted(path.name for path in alone.iterdir())
+        assert sorted(path.name for path in folder.iterdir()) == files
+        for file in files:
+            assert (folder / file).read_bytes() == (alone / file).read_bytes()
+    used = (recipe.references(), other.references())
+    num_models = len({str(reference) for references in used for reference in references})
+    size = open_checkpoint(models / "base").total_bytes
+    assert read_bytes[-1] == num_models * size
+
+
+def test_a_population_that_fails_leaves_nothing_behind(models, tmp_path):
+    recipe = read_recipe(models / "recipe.yaml")
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "mine.txt").write_text("keep")
+    with pytest.raises(CheckpointError, match="two"):
+        merge_together([recipe, recipe], [tmp_path / "one", tmp_path / "two"])
+    assert [path.name for path in tmp_path.iterdir()] == ["two"]

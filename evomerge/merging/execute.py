@@ -81,8 +81,7 @@ class Merger:
     ) -> None:
         self.sources = sources
         self.statistics = statistics or StatisticsCache()
-        # of tensors that their sources hold anyway
-        self._kept: dict[Hashable, TensorStatistics] = {}
+        self._structures: dict[Hashable, _Structure] = {}
 
     def execute(
         self, plan: MergePlan, only: Container[str] | None = None, output: Output = ONE_BY_ONE
@@ -115,13 +114,13 @@ class Merger:
             MergeError, NonFiniteError: As `execute`; or the merges have other tensors.
         """
         most_bytes = min(output.launch_bytes for output in outputs)
-        everything = [self._everything(plan) for plan in plans]
+        structures = [self._structure(plan) for plan in plans]
         ready: list[tuple[_Ready, ...]] = []
         new_bytes = 0
         for jobs in _alike(plans):
             if only is not None and jobs[0].spec.name not in only:
                 continue
-            ready.append(self._prepared(plans, jobs, everything, outputs))
+            ready.append(self._prepared(plans, jobs, structures, outputs))
             new_bytes += sum(each.new_bytes for each in ready[-1])
             if new_bytes > most_bytes:
                 merged = _launched(ready)
@@ -135,24 +134,24 @@ class Merger:
         self,
         plans: Sequence[MergePlan],
         jobs: Sequence[TensorJob],
-        everything: Sequence[Everything],
+        structures: "Sequence[_Structure]",
         outputs: Sequence[Output],
     ) -> "tuple[_Ready, ...]":
         read: _Read = {}
         return tuple(
-            self._ready(plan, job, of_all, output.place(job.spec), read)
-            for plan, job, of_all, output in zip(plans, jobs, everything, outputs, strict=True)
+            self._ready(plan, job, structure, output.place(job.spec), read)
+            for plan, job, structure, output in zip(plans, jobs, structures, outputs, strict=True)
         )
 
     def _ready(
-        self, plan: MergePlan, job: TensorJob, everything: Everything, place: Place, read: "_Read"
+        self, plan: MergePlan, job: TensorJob, structure: "_Structure", place: Place, read: "_Read"
     ) -> "_Ready":
         out = place.tensor
         num_read = len(read)
         if job.values is None:
             out.copy_(_copied(job, self._read(job, read)))
             return _Ready(job.spec, out, None, 0)
-        facts = self._facts(plan, job, everything, read)
+        facts = self._facts(plan, job, structure, read)
         table = plan.method.table(job.values, facts)
         kernel = KernelJob(table, facts.base_P, facts.source_MP, out.view(-1))
         new = [tensor for tensor, held in list(read.values())[num_read:] if not held]
@@ -160,18 +159,18 @@ class Merger:
         return _Ready(job.spec, out, kernel, new_bytes)
 
     def _facts(
-        self, plan: MergePlan, job: TensorJob, everything: Everything, read: "_Read"
+        self, plan: MergePlan, job: TensorJob, structure: "_Structure", read: "_Read"
     ) -> TensorStatistics:
-        key = (job.spec.name, job.base, job.parents, plan.recipe.mask_seed, everything.name)
-        kept = self._kept.get(key)
+        key = (job.spec.name, plan.recipe.mask_seed)
+        kept = structure.held.get(key)
         if kept is not None:
             return kept
         tensors = self._read(job, read)
         for source, tensor in zip(job.inputs, tensors, strict=True):
             _check_source(source, tensor.reshape(-1), self.statistics)
-        facts = _statistics(plan, job, tensors, self.statistics, everything)
+        facts = _statistics(plan, job, tensors, self.statistics, structure.everything)
         if all(self.sources[source.model].holds_tensors for source in job.inputs):
-            self._kept[key] = facts
+            structure.held[key] = facts
         return facts
 
     def _read(self, job: TensorJob, read: "_Read") -> list[torch.Tensor]:
@@ -181,10 +180,12 @@ class Merger:
                 read[source] = model.read(source.name), model.holds_tensors
         return [read[source][0] for source in job.inputs]
 
-    def _everything(self, plan: MergePlan) -> Everything:
-        name = tuple((job.spec.name, job.base, job.parents) for job in plan.jobs)
-        everything = Everything(name, lambda: self._each(plan, everything))
-        return everything
+    def _structure(self, plan: MergePlan) -> "_Structure":
+        inputs = tuple((job.spec.name, job.base, job.parents) for job in plan.jobs)
+        if inputs not in self._structures:
+            everything = Everything(inputs, lambda: self._each(plan, everything))
+            self._structures[inputs] = _Structure(everything, {})
+        return self._structures[inputs]
 
     def _each(self, plan: MergePlan, everything: Everything) -> Iterator[TensorStatistics]:
         """Yield the statistics of every merged tensor, which must be of the same models."""
@@ -198,6 +199,18 @@ class Merger:
                     "slice, or set trim_whole_model: false."
                 )
             yield _statistics(plan, job, self._read(job, {}), self.statistics, everything)
+
+
+class _Structure(NamedTuple):
+    """What plans share that read the same tensors.
+
+    Attributes:
+        everything: Those tensors.
+        held: Statistics by tensor and mask seed, of tensors that their sources hold anyway.
+    """
+
+    everything: Everything
+    held: dict[tuple[str, int], TensorStatistics]
 
 
 _Read = dict[TensorInput, tuple[torch.Tensor, bool]]

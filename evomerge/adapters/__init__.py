@@ -5,7 +5,7 @@ checkpoint's own reader, one with an adapter as an `AdapterSource` that computes
 A` when a tensor is read; nothing above knows the difference. `bind.py` fits an adapter's file to
 a model's tensors, `config.py` says how modules are scaled and refuses by name what is not plain
 LoRA. Out: `stack.py` combines adapters exactly, `truncate.py` to a lower rank with the residual,
-`write.py` writes PEFT's format.
+`write.py` writes PEFT's format. `together.py` scores K candidates of adapters in one forward pass.
 
 To support another kind of adapter, take its row out of `config._UNSUPPORTED` and give `Adapter`
 what it adds to a tensor. Tested in `tests/adapters/` against numbers recorded with PEFT.

@@ -54,7 +54,7 @@ class TensorSource(ABC):
 
     @abstractmethod
     def read(self, name: str) -> torch.Tensor:
-        """Return a tensor on the source's device, contiguous, in its stored dtype.
+        """Return a tensor, contiguous, in its stored dtype; on the CPU, or where an arena holds it.
 
         It may alias a read-only memory map or the source's own memory: never write to it.
 

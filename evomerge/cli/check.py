@@ -31,6 +31,7 @@ def check(config: str, settings: tuple[str, ...], as_json: bool) -> None:
 
 
 def _facts(setup: "Setup") -> dict[str, Any]:
+    from evomerge.config.mergekit import OWN_SETTINGS
     from evomerge.config.suite import ROLES
 
     config = setup.config
@@ -46,6 +47,7 @@ def _facts(setup: "Setup") -> dict[str, Any]:
         "layers": setup.layout.num_layers,
         "out_dtype": setup.out_dtype,
         "method": config.merge.method,
+        "settings": config.merge.model_dump(include=set(OWN_SETTINGS), exclude_defaults=True),
         "knobs": setup.space.describe(),
         "proposer": config.proposer.model_dump(mode="json"),
         "tasks": {
@@ -59,6 +61,38 @@ def _facts(setup: "Setup") -> dict[str, Any]:
         },
         "examples_per_evaluation": sum(c.num_items for c in setup.tasks.chunks("search")),
         "budget": config.study.budget.model_dump(mode="json"),
+        "memory": _memory(setup),
+    }
+
+
+def _memory(setup: "Setup") -> dict[str, Any]:
+    import torch
+
+    from evomerge.adapters.open import open_model
+    from evomerge.merging.memory import gpu_memory, host_memory, memory_plan, needs_of
+
+    workers, template = setup.config.workers, setup.template
+    refs = dict(template.parents)
+    if template.base is not None and template.base not in refs.values():
+        refs = {"base": template.base, **refs}
+    models = {name: open_model(ref) for name, ref in refs.items()}
+    dtype = getattr(torch, setup.out_dtype)
+    needs = needs_of(models, next(iter(models)), dtype, template.merge_method)
+    host, gpu = host_memory(), gpu_memory() if workers.gpus else None
+    plan = memory_plan(needs, workers.count, workers.gpus, host, gpu)
+    memory = gpu if workers.gpus else host
+    return {
+        "device": "GPU" if workers.gpus else "CPU",
+        "free_bytes": memory and memory.free_bytes,
+        "workers": workers.count,
+        "source_bytes": dict(needs.source_bytes),
+        "live_bytes": needs.live_bytes,
+        "table_bytes": needs.table_bytes,
+        "left_bytes": plan.left_bytes,
+        "choice": plan.choice,
+        "pinned": plan.pinned,
+        "streaming_s": plan.streaming_s,
+        "why": plan.why,
     }
 
 
@@ -70,7 +104,10 @@ def _range_of(knob: dict[str, Any]) -> str:
 
 
 def _print(facts: dict[str, Any]) -> None:
-    click.echo(f"study {facts['study']}: {facts['method']}, written as {facts['out_dtype']}")
+    settings = "".join(f", {name}: {value}" for name, value in facts["settings"].items())
+    click.echo(
+        f"study {facts['study']}: {facts['method']}, written as {facts['out_dtype']}{settings}"
+    )
     click.echo(f"\nmodels ({facts['bytes'] / 2**20:,.1f} MiB to read, {facts['layers']} layers)")
     for name, folder in facts["models"].items():
         click.echo(f"  {name:<16} {folder}")
@@ -85,9 +122,31 @@ def _print(facts: dict[str, Any]) -> None:
             f"  {name:<28} {task['metric']} ({better} is better), "
             f"weight {task['weight']:g}; {items}"
         )
+    _print_memory(facts["memory"])
     limits = ", ".join(f"{v:g} {k}" for k, v in facts["budget"].items() if v is not None)
     proposer = facts["proposer"]
     click.echo(
         f"\nproposer {proposer['name']}, population {proposer['population']}; budget {limits}"
     )
     click.echo("nothing is wrong; start it with evomerge search")
+
+
+def _print_memory(facts: dict[str, Any]) -> None:
+    from evomerge.merging.memory import gib
+
+    free, live, tables, left = (
+        "unknown" if facts[key] is None else gib(facts[key])
+        for key in ("free_bytes", "live_bytes", "table_bytes", "left_bytes")
+    )
+    workers = "the worker" if facts["workers"] == 1 else f"all {facts['workers']} workers"
+    models = ", ".join(
+        f"{name} {gib(num_bytes)}" for name, num_bytes in facts["source_bytes"].items()
+    )
+    click.echo(f"\nmemory, with {workers} on this machine ({facts['device']}, {free} free)")
+    click.echo(f"  {'sources':<28} {gib(sum(facts['source_bytes'].values()))}: {models}")
+    click.echo(f"  {'live model':<28} {live} for each worker")
+    click.echo(f"  {'tables of the method':<28} {tables} for each worker")
+    click.echo(f"  {'left for activations':<28} {left} for each worker")
+    choice = facts["choice"]
+    known = {"unknown": "not known yet", "too large": "models too large"}
+    click.echo(f"  {known.get(choice, f'sources {choice}')}: {facts['why']}")

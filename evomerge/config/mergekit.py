@@ -12,8 +12,9 @@ Where evomerge does otherwise than mergekit 0.1.5, and why:
   takes the widest of all models'. A parent in float32 should not double the size of a merge.
 - DARE's random masks are drawn from counters, so that every machine draws the same; mergekit's come
   from one generator and depend on the order of all draws before. Same distribution, other masks.
-- TIES keeps all elements that equal the smallest one kept, and compares magnitudes at the precision
-  of the checkpoints; mergekit takes whichever of them its sort puts first.
+- TIES keeps all elements that equal the smallest one kept, unless `threshold_ties` says otherwise,
+  and compares magnitudes at the precision of the checkpoints; mergekit takes whichever of them its
+  sort puts first.
 - TIES adds the positive and the negative terms of an element apart and compares the two sums;
   mergekit takes the sign of the sum of all. They differ only where the sum is rounding error.
 - linear with weights that add up to less than 1e-8 is an error; mergekit writes Inf and NaN.
@@ -47,14 +48,15 @@ Where evomerge does otherwise than mergekit 0.1.5, and why:
   tensors of a million elements.
 - arcee_fusion: quantiles are exact in tensors above a million elements too; mergekit draws a
   random million.
-- breadcrumbs and sce keep all elements that equal one that is kept, as TIES does.
+- breadcrumbs and sce keep all elements that equal one that is kept, as TIES does; breadcrumbs at
+  its lower end unless `threshold_ties` says otherwise.
 - della ranks equal elements alike and rounds ranks to 1/254; in a row of one element `density` is
   the chance, where mergekit fails.
 - ramplus_tl with `epsilon: 0` and no element of one model alone takes the limit, not 0/0.
 - Vocabularies: see `merging/vocabulary.py`. An adapter's product is computed in float64 and rounded
   once to float32 (`adapters/`); mergekit writes the merged adapter in its `--lora-merge-dtype`.
-- consensus, fourier, iso_c, pcb, tsv, `rescale_by_density` of DARE and `trim_whole_model` of TIES
-  are ours alone; a recipe's header says so.
+- consensus, fourier, iso_c, pcb, tsv, `rescale_by_density` of DARE, `trim_whole_model` of TIES, and
+  `threshold_ties` and `rounding` under `evomerge` are ours alone; a recipe's header says so.
 - `residual_weight` of a slice, which mergekit reads and does not use, is an unknown key.
 """
 
@@ -77,6 +79,9 @@ MASK_VERSION = "philox4x32-7"
 
 RANDOM_METHODS = ("dare_linear", "dare_ties", "della", "della_linear")
 """mergekit's methods that draw at random, so that mergekit cannot replay a recipe bit for bit."""
+
+OWN_SETTINGS = ("threshold_ties", "rounding")
+"""Settings of a recipe that mergekit does not have; they stand under `evomerge`."""
 
 _SPARSE = ("weight", "density", "normalize", "rescale", "lambda", "int8_mask")
 MERGEKIT_PARAMETERS: Mapping[str, tuple[str, ...]] = {
@@ -155,6 +160,8 @@ def _recipe(data: Any, origin: Origin, folder: Path | None) -> Recipe:
         tokenizer=_placed_tokenizer(file.tokenizer, folder),
         chat_template=file.chat_template,
         mask_seed=file.evomerge.mask_seed,
+        threshold_ties=file.evomerge.threshold_ties,
+        rounding=file.evomerge.rounding,
     )
 
 
@@ -248,16 +255,24 @@ _Dumper.add_implicit_resolver(
 def write_recipe(recipe: Recipe) -> str:
     """Return a recipe as mergekit YAML; `parse_recipe` gives back an equal recipe.
 
-    Numbers are written with all their digits. The key `evomerge` is there only where random masks
-    matter.
+    Numbers are written with all their digits. The key `evomerge` is there only where it matters.
     """
     fields = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"mask_seed"})
     if recipe.tokenizer is not None:
         fields["tokenizer"] = {"source": recipe.tokenizer.source, **fields["tokenizer"]}
-    if recipe.merge_method in RANDOM_METHODS or recipe.mask_seed:
-        fields["evomerge"] = {"mask_seed": recipe.mask_seed, "mask": MASK_VERSION}
+    extras = {name: fields.pop(name) for name in OWN_SETTINGS if name in fields}
+    if draws(recipe) or recipe.mask_seed:
+        extras = {"mask_seed": recipe.mask_seed, "mask": MASK_VERSION, **extras}
+    if extras:
+        fields["evomerge"] = extras
     text = yaml.dump(fields, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100)
     return "".join(_notes(recipe)) + text
+
+
+def draws(recipe: Recipe) -> bool:
+    """Whether a merge draws random numbers, so that its `mask_seed` matters."""
+    at_random = recipe.threshold_ties == "hash" or recipe.rounding == "dither"
+    return at_random or recipe.merge_method in RANDOM_METHODS
 
 
 def _notes(recipe: Recipe) -> Iterator[str]:
@@ -272,6 +287,7 @@ def _notes(recipe: Recipe) -> Iterator[str]:
     levels = [recipe.parameters, *(part.parameters for part in recipe.slices)]
     levels += [source.parameters for source in recipe.sources]
     names = dict.fromkeys(name for level in levels for name in level if name not in known)
+    names |= recipe.model_dump(include=set(OWN_SETTINGS), exclude_defaults=True)
     if names:
         yield f"# not to be replayed by mergekit: it ignores {_one_line(', '.join(names))}\n"
     if recipe.merge_method in RANDOM_METHODS:

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated, Protocol, TypeVar
+from typing import Annotated, Literal, Protocol, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -17,6 +17,21 @@ from evomerge.config.tokenizer import TokenizerConfig
 
 Curve = tuple[float, ...]
 """Values spread over the model's depth and interpolated between (mergekit: a gradient)."""
+
+
+ThresholdTies = Literal["keep", "index", "hash"]
+"""Which of the elements that equal the last one kept are kept with it.
+
+`keep` is all of them; `index` exactly as many as the density says, those of the lowest index;
+`hash` so many on average, at random by the mask seed.
+"""
+
+Rounding = Literal["nearest", "dither"]
+"""How float32 results become bfloat16.
+
+`nearest`, or `dither`: up or down at random by the mask seed, with the chances that make the mean
+right.
+"""
 
 
 class Rule(StrictModel):
@@ -146,7 +161,13 @@ class Recipe(StrictModel):
     """`auto`, a name, or the template itself; None keeps that of the tokenizer."""
 
     mask_seed: int = Field(0, ge=0, lt=2**32)
-    """Seed of the random masks (DARE, DELLA); without meaning for other methods."""
+    """Seed of the random masks (DARE, DELLA), of `hash` and of `dither`; else without meaning."""
+
+    threshold_ties: ThresholdTies = "keep"
+    """Only for methods that keep elements down to a magnitude (TIES, breadcrumbs)."""
+
+    rounding: Rounding = "nearest"
+    """`dither` only where merged tensors are bfloat16; those in float32 are not rounded."""
 
     @model_validator(mode="after")
     def _one_form(self) -> "Recipe":
@@ -165,7 +186,8 @@ class Recipe(StrictModel):
         """SHA-256 of the canonical form, in hexadecimal; recipes of one hash are the same merge."""
         fields = self.model_dump(mode="json")
         # so that a field of a later version changes no hash as long as it says nothing
-        fields = {name: v for name, v in fields.items() if v or name not in _LATER_FIELDS}
+        unsaid = {name: Recipe.model_fields[name].default for name in _LATER_FIELDS}
+        fields = {k: v for k, v in fields.items() if k not in unsaid or (v and v != unsaid[k])}
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -186,4 +208,4 @@ class Recipe(StrictModel):
         return tuple(dict.fromkeys([*(base for base in bases if base), *listed]))
 
 
-_LATER_FIELDS = ("slices", "tokenizer", "chat_template")
+_LATER_FIELDS = ("slices", "tokenizer", "chat_template", "threshold_ties", "rounding")

@@ -17,7 +17,16 @@ from pydantic import (
 )
 
 from evomerge.config.models import DtypeName, ModelRef
-from evomerge.config.recipe import LayerRange, Setting, Slice, SliceSource, Source, of_one_depth
+from evomerge.config.recipe import (
+    LayerRange,
+    Rounding,
+    Setting,
+    Slice,
+    SliceSource,
+    Source,
+    ThresholdTies,
+    of_one_depth,
+)
 from evomerge.config.strict import StrictModel
 from evomerge.config.tokenizer import TokenizerConfig
 from evomerge.registry import did_you_mean
@@ -131,6 +140,8 @@ class ModuleFile(StrictModel):
 class _Extras(StrictModel):
     mask_seed: int = Field(0, ge=0, lt=2**32)
     mask: str | None = None
+    threshold_ties: ThresholdTies = "keep"
+    rounding: Rounding = "nearest"
 
 
 class RecipeFile(ModuleFile):

@@ -7,7 +7,7 @@ for a model's own value look at the name of the tensor it gives, others at that 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from evomerge.config.params import Param
 from evomerge.config.recipe import Curve, Rule, Setting
@@ -27,6 +27,18 @@ class Position(NamedTuple):
 
     layer: int | None
     num_layers: int
+
+
+class Choice(NamedTuple):
+    """Which setting a tensor takes its value from; the same for whatever numbers it holds.
+
+    Attributes:
+        level: Place of the level.
+        rule: Place of the rule; None for a setting without rules.
+    """
+
+    level: int
+    rule: int | None
 
 
 def parameter_at(
@@ -51,32 +63,72 @@ def parameter_at(
         MergeError: No level gives a value and the parameter has no default, or the value is out of
             its legal range.
     """
-    for level in levels:
-        if param.name in level:
-            value = setting_at(level[param.name], tensor, position)
-            if value is not None:
-                problem = _wrong_with(param, value)
-                if problem:
-                    came = f"{param.name} is {value!r}{_for(model)}"
-                    raise MergeError(f"{tensor}: {came}, {problem}. Change the recipe.")
-                return _of_kind(param, value)
-    if param.default is None:
-        raise MergeError(
-            f"{tensor}: {method} needs {param.name}{_for(model)}, and the recipe gives none. "
-            "Add it to parameters."
-        )
-    return param.default
+    choice = choose(param.name, tensor, levels)
+    try:
+        return chosen_value(param, choice, position, levels, method, model)
+    except MergeError as error:
+        raise MergeError(f"{tensor}: {error}") from None
 
 
-def setting_at(setting: Setting, tensor: str, position: Position) -> float | bool | None:
-    """Return what a setting says about one tensor; None when none of its rules matches."""
-    if not isinstance(setting, tuple):
-        return setting
-    rules = [part for part in setting if isinstance(part, Rule)]
-    if rules:
-        rule = next((rule for rule in rules if rule.matches(tensor)), None)
-        return None if rule is None else setting_at(rule.value, tensor, position)
-    return curve_at([part for part in setting if not isinstance(part, Rule)], *position)
+def choose(name: str, tensor: str, levels: Levels) -> Choice | None:
+    """Find the setting of a parameter that counts for a tensor; None where no level has one.
+
+    Args:
+        name: Of the parameter.
+        tensor: Name that rules look at.
+        levels: Parameters that may hold the value, the nearest first.
+    """
+    for place, level in enumerate(levels):
+        if name in level:
+            rules = rules_of(level[name])
+            if rules is None:
+                return Choice(place, None)
+            for number, rule in enumerate(rules):
+                if rule.matches(tensor):
+                    return Choice(place, number)
+    return None
+
+
+def chosen_value(
+    param: Param,
+    choice: Choice | None,
+    position: Position,
+    levels: Levels,
+    method: str,
+    model: str | None = None,
+) -> float | bool:
+    """Return the value that a choice of `choose` stands for; as `parameter_at` otherwise.
+
+    Raises:
+        MergeError: As `parameter_at`, without the name of a tensor.
+    """
+    if choice is None:
+        if param.default is None:
+            raise MergeError(
+                f"{method} needs {param.name}{_for(model)}, and the recipe gives none. "
+                "Add it to parameters."
+            )
+        return param.default
+    said = chosen(param.name, choice, levels)
+    value = curve_at(said, *position) if isinstance(said, tuple) else said
+    problem = _wrong_with(param, value)
+    if problem:
+        came = f"{param.name} is {value!r}{_for(model)}"
+        raise MergeError(f"{came}, {problem}. Change the recipe.")
+    return _of_kind(param, value)
+
+
+def rules_of(setting: Setting) -> tuple[Rule, ...] | None:
+    """Return a setting's rules; None where it is a value for every tensor."""
+    has_rules = isinstance(setting, tuple) and bool(setting) and isinstance(setting[0], Rule)
+    return cast("tuple[Rule, ...]", setting) if has_rules else None
+
+
+def chosen(name: str, choice: Choice, levels: Levels) -> float | bool | Curve:
+    """Return what a choice of `choose` stands for: a number or switch, or a layer curve."""
+    setting = levels[choice.level][name]
+    said = setting if choice.rule is None else cast("tuple[Rule, ...]", setting)[choice.rule].value
+    return cast("float | bool | Curve", said)
 
 
 def curve_at(curve: Curve | list[float], layer: int | None, num_layers: int) -> float:

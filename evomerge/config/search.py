@@ -10,6 +10,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from evomerge.config.models import DtypeName, ModelRef, absolute_path
 from evomerge.config.objective import ObjectiveConfig
 from evomerge.config.proposer import ProposerConfig
+from evomerge.config.recipe import Rounding, ThresholdTies
 from evomerge.config.space import SpaceConfig
 from evomerge.config.strict import Loc, Origin, StrictModel, override, read_yaml, validate
 from evomerge.config.suite import SuiteConfig
@@ -103,9 +104,20 @@ class MergeConfig(StrictModel):
     out_dtype: DtypeName | None = None
     """Dtype of the merged model, scored and exported; None is the base's."""
 
+    threshold_ties: ThresholdTies = "keep"
+    """Whether TIES and breadcrumbs keep all elements that equal the last one kept, or exactly as
+    many as the density says, by `index` or by `hash`; see a recipe's."""
+
+    rounding: Rounding = "nearest"
+    """How merged models become bfloat16; see a recipe's. Baselines are rounded to nearest."""
+
     tokenizer: str | None = None
     """Whose tokenizer and chat template the merge takes: `base` or a parent's name. Models with
     other vocabularies are brought to it row by row. None is the base's; others are refused."""
+
+
+SourcePlace = Literal["auto", "mapped", "resident", "streamed"]
+"""Where a worker's sources lie."""
 
 
 class WorkersConfig(StrictModel):
@@ -125,6 +137,14 @@ class WorkersConfig(StrictModel):
 
     gpus: float = Field(0.0, ge=0.0)
     """GPUs of a worker; below 1 several share one. 0 is the CPU."""
+
+    sources: SourcePlace = "auto"
+    """Where the models' tensors lie.
+
+    `mapped`: in their files, which the system keeps in memory once for all workers of a machine.
+    `resident`: in the worker's own memory, on its device. `streamed`: in host memory, copied to the
+    GPU piece by piece for each candidate. `auto` is what fits, as `evomerge check` prints it.
+    """
 
 
 class SearchConfig(StrictModel):
@@ -275,6 +295,11 @@ def _check_across(config: SearchConfig) -> None:
                 problems.append(
                     f"{place}: no parent is called {parent!r}.{did_you_mean(parent, parents)}"
                 )
+    if config.workers.sources == "streamed" and not config.workers.gpus:
+        place = origin.at("workers", "sources")
+        problems.append(
+            f"{place}: came streamed, which is for GPUs, and workers.gpus is 0. Remove it."
+        )
     if config.workers.pool == "inline" and config.workers.count > 1:
         place = origin.at("workers", "count")
         problems.append(

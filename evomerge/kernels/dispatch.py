@@ -6,8 +6,9 @@ first. The contract in `tests/contracts/kernel.py` follows from the row.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from evomerge.kernels import reference
+from evomerge.kernels import native, reference, streamed, triton_launch
 from evomerge.kernels.launch import KernelJob, Written
 
 
@@ -36,9 +37,26 @@ def _any(job: KernelJob) -> bool:
     return True
 
 
+def _on_one_device(jobs: Sequence[KernelJob]) -> list[Written]:
+    return carry_out_all(jobs)[0]
+
+
+STREAMED = Kernels(
+    "streamed",
+    _never_missing,
+    streamed.can_run,
+    partial(streamed.carry_out_all, launch=_on_one_device),
+)
+
+TRITON = Kernels(
+    "triton", triton_launch.missing, triton_launch.can_run, triton_launch.carry_out_all
+)
+
 REFERENCE = Kernels("reference", _never_missing, _any, reference.carry_out_all)
 
-KERNELS: tuple[Kernels, ...] = (REFERENCE,)
+NATIVE = Kernels("native", native.missing, native.can_run, native.carry_out_all)
+
+KERNELS: tuple[Kernels, ...] = (STREAMED, TRITON, NATIVE, REFERENCE)
 """Every implementation; the first that can run a job does."""
 
 

@@ -6,11 +6,14 @@ upper and, within one bin of those, by their lower 16. Letters: P elements of on
 """
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+from evomerge.kernels import native_statistics
+from evomerge.kernels.sums import Deltas, delta_pieces
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,51 @@ def count_keys(
             bits = magnitude_P.view(torch.int32).long()
             keys = bits >> 16 if within is None else bits[bits >> 16 == within] & 0xFFFF
         counts += torch.bincount(keys, minlength=2**16).cpu()
-    found = counts.nonzero().flatten().flip(0)
-    return Histogram(found.int().numpy(), counts[found].cumsum(0).numpy())
+    return _occupied(counts.numpy())
+
+
+def count_magnitudes(
+    base_P: torch.Tensor, source_P: torch.Tensor, dtype: torch.dtype, within: int | None = None
+) -> Histogram:
+    """Count the magnitudes of a task vector; in C where that is possible.
+
+    Args:
+        base_P: The base.
+        source_P: The parent.
+        dtype: As for `count_keys`.
+        within: As for `count_keys`.
+    """
+    found = native_statistics.counts(base_P, [source_P], 0, dtype, within)
+    if found is not None:
+        return _occupied(found)
+    pieces = (piece_P.abs_() for [piece_P] in delta_pieces(base_P, [source_P]))
+    return count_keys(pieces, dtype, within)
+
+
+def count_numbers(
+    base_P: torch.Tensor,
+    source_MP: Sequence[torch.Tensor],
+    what: Hashable,
+    magnitude: Callable[[Deltas], torch.Tensor],
+    within: int | None = None,
+) -> Histogram:
+    """Count the numbers that an expression makes of task vectors; in C where that has it.
+
+    Args:
+        base_P: The base.
+        source_MP: The parents.
+        what: Names the expression.
+        magnitude: From a piece of all task vectors to a float32 tensor of its length, without
+            negative numbers.
+        within: As for `count_keys`, whose dtype is float32.
+    """
+    if what == "spread":
+        spread = native_statistics.SPREAD
+        found = native_statistics.counts(base_P, source_MP, spread, torch.float32, within)
+        if found is not None:
+            return _occupied(found)
+    values = map(magnitude, delta_pieces(base_P, source_MP))
+    return count_keys(values, torch.float32, within)
 
 
 def key_at(rank: int, dtype: torch.dtype, counts: Callable[[int | None], Histogram]) -> int:
@@ -73,6 +119,10 @@ def added(histograms: Iterable[Histogram]) -> Histogram:
     counts = np.zeros(2**16, dtype=np.int64)
     for histogram in histograms:
         counts[histogram.keys] += np.diff(histogram.counts, prepend=0)
+    return _occupied(counts)
+
+
+def _occupied(counts: np.ndarray) -> Histogram:
     found = counts.nonzero()[0][::-1]
     return Histogram(found.astype(np.int32), counts[found].cumsum())
 

@@ -14,23 +14,26 @@ from typing import TypeVar
 import torch
 
 from evomerge.config.recipe import ThresholdTies
-from evomerge.kernels.histograms import Histogram, added, count_keys, key_at, smallest_with
+from evomerge.kernels import sums
+from evomerge.kernels.histograms import (
+    Histogram,
+    added,
+    count_magnitudes,
+    count_numbers,
+    key_at,
+    smallest_with,
+)
+from evomerge.kernels.ladders import Ladder, ladder_of
 from evomerge.kernels.masks import KEEP_ALL, MaskKey
-from evomerge.kernels.ranks import row_ranks
-from evomerge.kernels.reference import delta, kept_deltas, ranges
-from evomerge.kernels.tables import Mask, TieCut
+from evomerge.kernels.ranks import delta_ranks
+from evomerge.kernels.sums import Deltas, delta_pieces
+from evomerge.kernels.tables import Fused, Mask, TieCut
 from evomerge.kernels.tie_cuts import end_of_tied, tied_at
-
-PIECE = 2**15
-"""Elements summed at once; sums depend on it in their last bits, so it is no setting."""
 
 SMALL_NORM = 1e-7
 """L1 norm below which a task vector is not rescaled."""
 
 Fact = TypeVar("Fact")
-
-Deltas = Sequence[torch.Tensor]
-"""The task vectors, or a piece of each, as float32."""
 
 
 class StatisticsCache:
@@ -170,18 +173,13 @@ class TensorStatistics:
 
     def pieces(self) -> Iterator[list[torch.Tensor]]:
         """Yield consecutive pieces of all task vectors, as new float32 tensors."""
-        for start, stop in ranges(len(self._subtracted_P), PIECE):
-            base_P = self._subtracted_P[start:stop].float()
-            yield [delta(source_P[start:stop], base_P) for source_P in self.source_MP]
+        return delta_pieces(self._subtracted_P, self.source_MP)
 
-    def sums(self, terms: Callable[[Deltas], Sequence[torch.Tensor]]) -> tuple[float, ...]:
-        """Return the sums over all elements of the tensors that an expression makes.
-
-        Args:
-            terms: From a piece of all task vectors to float64 tensors of its length.
-        """
-        parts = [[tree_sum(term_P) for term_P in terms(delta_MP)] for delta_MP in self.pieces()]
-        return tuple(math.fsum(part) for part in zip(*parts, strict=True))
+    def sums(
+        self, terms: Callable[[Deltas], Sequence[torch.Tensor]], fused: Fused | None = None
+    ) -> tuple[float, ...]:
+        """Return the sums of the tensors that an expression makes; see `sums.term_sums`."""
+        return sums.term_sums(self._subtracted_P, self.source_MP, terms, fused)
 
     def largest(
         self, what: Hashable, rank: int, magnitude: Callable[[Deltas], torch.Tensor]
@@ -200,9 +198,9 @@ class TensorStatistics:
     def _counts_of(
         self, what: Hashable, magnitude: Callable[[Deltas], torch.Tensor], within: int | None
     ) -> Histogram:
-        values = map(magnitude, self.pieces())
         return self.fact(
-            ("counts", what, within), lambda: count_keys(values, torch.float32, within)
+            ("counts", what, within),
+            lambda: count_numbers(self._subtracted_P, self.source_MP, what, magnitude, within),
         )
 
     def gram(self) -> tuple[tuple[float, ...], ...]:
@@ -212,23 +210,8 @@ class TensorStatistics:
         in rounding. Without a base, the inner products of the parents themselves.
         """
         base = None if self.base_P is None else self.base
-        return self.cache.fact(("gram", self.name, base, self.models), self._gram)
-
-    def _gram(self) -> tuple[tuple[float, ...], ...]:
-        size = len(self.source_MP) + (self.base_P is not None)
-        parts: dict[tuple[int, int], list[float]] = {
-            (i, j): [] for i in range(size) for j in range(i, size)
-        }
-        for start, stop in ranges(len(self.source_MP[0]), PIECE):
-            rows = [source_P[start:stop].float() for source_P in self.source_MP]
-            if self.base_P is not None:
-                base_P = self.base_P[start:stop].float()
-                rows = [base_P, *(delta(source_P, base_P) for source_P in rows)]
-            rows = [row_P.double() for row_P in rows]
-            for (i, j), part in parts.items():
-                part.append(tree_sum(rows[i] * rows[j]))
-        sums = {pair: math.fsum(part) for pair, part in parts.items()}
-        return tuple(tuple(sums[min(i, j), max(i, j)] for j in range(size)) for i in range(size))
+        key = ("gram", self.name, base, self.models)
+        return self.cache.fact(key, lambda: sums.gram(self.base_P, self.source_MP))
 
     def threshold(self, model: int, density: float) -> float:
         """Return the smallest magnitude kept when a task vector keeps its largest elements.
@@ -252,6 +235,20 @@ class TensorStatistics:
         if density <= 0:
             return math.inf
         return self._edges(model, max(1, int(density * size)))[0]
+
+    def thresholds(self, densities: Sequence[float]) -> tuple[float, ...]:
+        """Return the `threshold` of each task vector; much faster than one by one."""
+        ladder = self.fact("ladder", self._ladder)
+        if ladder is None:
+            return tuple(map(self.threshold, self._positions, densities))
+        return ladder.at(densities)
+
+    def _ladder(self) -> Ladder | None:
+        """Return the ladder of the tensor; None where magnitudes have 32 bits, or it is empty."""
+        size, dtypes = len(self._subtracted_P), list(map(self.key_dtype, self._positions))
+        if size == 0 or torch.float32 in dtypes:
+            return None
+        return ladder_of(size, list(map(self.histogram, self._positions)), dtypes)
 
     def band(self, model: int, density: float, gamma: float) -> tuple[float, float]:
         """Return between which magnitudes a task vector is kept that loses its largest, too.
@@ -318,8 +315,7 @@ class TensorStatistics:
         return size, torch.float32, self._counted(model, None)
 
     def _counted(self, model: int, within: int | None) -> Histogram:
-        magnitudes = (tensor.magnitudes(model) for tensor in self._all())
-        return added(count_keys(pieces, torch.float32, within) for pieces in magnitudes)
+        return added(tensor._count(model, torch.float32, within) for tensor in self._all())
 
     def ranks(self, model: int) -> torch.Tensor:
         """Return the ranks of a task vector's magnitudes within its rows; see `row_ranks`.
@@ -329,12 +325,14 @@ class TensorStatistics:
         key = ("ranks", self.name, self.base, self.models[model])
         return self.cache.ranks(key, lambda: self._ranks(model))
 
+    def all_ranks(self) -> tuple[torch.Tensor, ...]:
+        """Return the `ranks` of each task vector; faster than one by one."""
+        key = ("ranks", self.name, self.base, self.models)
+        return self.cache.ranks(key, lambda: tuple(map(self.ranks, self._positions)))
+
     def _ranks(self, model: int) -> torch.Tensor:
-        magnitude_P = torch.empty(len(self._subtracted_P), device=self._subtracted_P.device)
-        places = ranges(len(magnitude_P), PIECE)
-        for (start, stop), piece_P in zip(places, self.magnitudes(model), strict=True):
-            magnitude_P[start:stop] = piece_P.to(self.key_dtype(model))
-        return row_ranks(magnitude_P, self.full_shape)
+        source_P, dtype = self.source_MP[model], self.key_dtype(model)
+        return delta_ranks(self._subtracted_P, source_P, dtype, self.full_shape)
 
     def key_dtype(self, model: int) -> torch.dtype:
         """Return the dtype in which the magnitudes of a task vector are compared."""
@@ -343,15 +341,17 @@ class TensorStatistics:
 
     def magnitudes(self, model: int) -> Iterator[torch.Tensor]:
         """Yield consecutive pieces of the magnitudes of a task vector, as new float32 tensors."""
-        for start, stop in ranges(len(self._subtracted_P), PIECE):
-            base_P = self._subtracted_P[start:stop].float()
-            yield delta(self.source_MP[model][start:stop], base_P).abs_()
+        for [piece_P] in delta_pieces(self._subtracted_P, [self.source_MP[model]]):
+            yield piece_P.abs_()
 
     def histogram(self, model: int, within: int | None = None) -> Histogram:
         """Return the counts of a task vector's magnitudes; see `histograms.count_keys`."""
         key = ("histogram", self.name, self.base, self.models[model], within)
         dtype = self.key_dtype(model)
-        return self.cache.fact(key, lambda: count_keys(self.magnitudes(model), dtype, within))
+        return self.cache.fact(key, lambda: self._count(model, dtype, within))
+
+    def _count(self, model: int, dtype: torch.dtype, within: int | None) -> Histogram:
+        return count_magnitudes(self._subtracted_P, self.source_MP[model], dtype, within)
 
     def _edges(self, model: int, rank: int) -> tuple[float, float]:
         """Return the smallest magnitude that compares equal to the rank-th largest, and larger."""
@@ -365,7 +365,10 @@ class TensorStatistics:
         The factor is 1 where either is below `SMALL_NORM`: there is nothing to restore. How the
         mask scales and sums is not looked at.
         """
-        before = after = self.fact("l1", lambda: self._l1_norms(self._keeping_all()))
+        losing = tuple(model for model in self._positions if _drops(mask, model))
+        factors = [1.0] * len(self.models)
+        if not losing:
+            return tuple(factors)
         kept = (
             mask.thresholds,
             mask.ceilings,
@@ -373,11 +376,23 @@ class TensorStatistics:
             mask.rank_steps,
             mask.tie_cuts,
         )
-        if mask.drops():
-            after = self.fleeting(("l1", mask.key, kept), lambda: self._l1_norms(mask))
-        return tuple(
-            b / a if min(a, b) >= SMALL_NORM else 1.0 for b, a in zip(before, after, strict=True)
-        )
+        before = self.fact("l1", lambda: self._l1_norms(self._keeping_all(), self._positions))
+        after = self.fleeting(("l1", mask.key, kept), lambda: self._l1_norms(mask, losing))
+        for model, norm in zip(losing, after, strict=True):
+            if min(before[model], norm) >= SMALL_NORM:
+                factors[model] = before[model] / norm
+        return tuple(factors)
+
+    @property
+    def _positions(self) -> tuple[int, ...]:
+        return tuple(range(len(self.models)))
+
+    def _keeping_all(self) -> Mask:
+        ones, zeros = (1.0,) * len(self.models), (0.0,) * len(self.models)
+        return Mask(ones, ones, zeros, (KEEP_ALL,) * len(self.models), self.mask_key)
+
+    def _l1_norms(self, mask: Mask, models: tuple[int, ...]) -> tuple[float, ...]:
+        return sums.l1_norms(mask, self._subtracted_P, self.source_MP, models)
 
     def tie_cuts(
         self, densities: Sequence[float], gammas: Sequence[float] | None = None
@@ -395,13 +410,15 @@ class TensorStatistics:
         Returns:
             As in `Mask`; None also where the elements that tie are zeros.
         """
+        if self.threshold_ties == "keep":
+            return ()
         shares = zip(densities, gammas or (0.0,) * len(densities), strict=True)
         cuts = tuple(self._tie_cut(i, density, gamma) for i, (density, gamma) in enumerate(shares))
         return cuts if any(cuts) else ()
 
     def _tie_cut(self, model: int, density: float, gamma: float) -> TieCut | None:
         size = len(self._subtracted_P)
-        if self.threshold_ties == "keep" or size == 0 or not 0 < density < 1:
+        if size == 0 or not 0 < density < 1:
             return None
         count = max(1, int(density * size))
         rank = min(int(gamma * size), size - count) + count
@@ -419,25 +436,8 @@ class TensorStatistics:
         )
         return TieCut(above, end=end)
 
-    def _keeping_all(self) -> Mask:
-        ones, zeros = (1.0,) * len(self.models), (0.0,) * len(self.models)
-        return Mask(ones, ones, zeros, (KEEP_ALL,) * len(self.models), self.mask_key)
 
-    def _l1_norms(self, mask: Mask) -> tuple[float, ...]:
-        parts: list[list[float]] = [[] for _ in self.models]
-        for start, stop in ranges(len(self._subtracted_P), PIECE):
-            base_P = self._subtracted_P[start:stop].float()
-            sources = [source_P[start:stop] for source_P in self.source_MP]
-            for part, kept_P in zip(parts, kept_deltas(mask, base_P, sources, start), strict=True):
-                part.append(tree_sum(kept_P.abs_().double()))
-        return tuple(math.fsum(part) for part in parts)
-
-
-def tree_sum(value_P: torch.Tensor) -> float:
-    """Add up a float64 tensor by halving it: the order of additions depends on its length alone."""
-    while (size := len(value_P)) > 1:
-        half = (size + 1) // 2
-        folded_P = value_P[:half].clone()
-        folded_P[: size - half] += value_P[half:]
-        value_P = folded_P
-    return float(value_P.sum())
+def _drops(mask: Mask, model: int) -> bool:
+    """Whether any element of a model may be dropped."""
+    kept_whole = mask.thresholds[model] == 0 and mask.keep_levels[model] == KEEP_ALL
+    return not (kept_whole and mask.ceiling(model) == math.inf)

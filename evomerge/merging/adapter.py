@@ -136,6 +136,11 @@ def _base_of(recipe: Recipe) -> ModelRef:
             "slices, tokenizer and chat_template: an adapter can change neither layers nor "
             f"vocabulary. Remove them. {_FULL}"
         )
+    if recipe.rounding != "nearest":
+        raise MergeError(
+            f"evomerge.rounding: came {recipe.rounding}, and an adapter is written before the "
+            f"merge is rounded. Remove it. {_FULL}"
+        )
     return base
 
 

@@ -2,15 +2,18 @@
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from evomerge.adapters.open import Model
 from evomerge.checkpoints.architecture import layout_of
 from evomerge.checkpoints.sidecars import merged_config
 from evomerge.checkpoints.source import TensorSource
 from evomerge.config.recipe import Recipe
-from evomerge.merging.plan import MergePlan, make_plan
+from evomerge.merging.plan import MergePlan, Outline, form_of, make_outline
 from evomerge.merging.vocabulary import Vocabulary, align
+
+MAX_FORMS = 64
+"""Forms of recipes that are remembered; a search has one, and its baselines a few more."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,19 @@ class BoundMerge:
         return self.vocabulary.sources
 
 
+class _Prepared(NamedTuple):
+    """What all recipes of one form (`plan.form_of`) have in common, over the models of a set."""
+
+    outline: Outline
+    vocabulary: Vocabulary
+    config: Mapping[str, Any] | None
+
+
 class ModelSet:
     """Opened models by their references as recipes write them (`str(ModelRef)`).
+
+    The candidates of a search mostly differ in numbers alone. What does not depend on these is
+    found and checked once.
 
     Args:
         models: As `open_model` gives them.
@@ -43,6 +57,7 @@ class ModelSet:
     def __init__(self, models: Mapping[str, Model]) -> None:
         self.models = models
         self._vocabularies: dict[Hashable, Vocabulary] = {}
+        self._prepared: dict[Hashable, _Prepared] = {}
 
     def bind(self, recipe: Recipe) -> BoundMerge:
         """Bind a recipe to its models, and check that it is a merge of them.
@@ -53,14 +68,23 @@ class ModelSet:
             MergeError: The recipe is not a merge of these models; one line for each of the first
                 problems.
         """
-        donor = str(recipe.donor)
+        form = form_of(recipe)
+        if form not in self._prepared:
+            if len(self._prepared) >= MAX_FORMS:
+                self._prepared.clear()
+            self._prepared[form] = self._prepare(recipe)
+        outline, vocabulary, config = self._prepared[form]
+        return BoundMerge(outline.plan(recipe), vocabulary, config)
+
+    def _prepare(self, recipe: Recipe) -> _Prepared:
+        donor = self.models[str(recipe.donor)]
         vocabulary = self._vocabulary(recipe)
-        plan = make_plan(recipe, vocabulary.sources, layout_of(self.models[donor].names()))
+        outline = make_outline(recipe, vocabulary.sources, layout_of(donor.names()))
         config = None
-        if plan.layers is not None or vocabulary.size is not None:
-            folder = self.models[donor].folder
-            config = merged_config(folder, vocab_size=vocabulary.size, layers=plan.layers)
-        return BoundMerge(plan, vocabulary, config)
+        if outline.layers is not None or vocabulary.size is not None:
+            size, layers = vocabulary.size, outline.layers
+            config = merged_config(donor.folder, vocab_size=size, layers=layers)
+        return _Prepared(outline, vocabulary, config)
 
     def _vocabulary(self, recipe: Recipe) -> Vocabulary:
         names = tuple(str(reference) for reference in recipe.references())

@@ -7,7 +7,7 @@ import torch
 from evomerge.checkpoints.architecture import embedding_and_head
 from evomerge.checkpoints.source import TensorSource
 from evomerge.config.layout import Layout
-from evomerge.config.recipe import Recipe
+from evomerge.config.recipe import Recipe, Rounding, ThresholdTies
 from evomerge.errors import MergeError
 from evomerge.merging.parts import BoundPart, Member, Part, moved, names_by_layer, output_depth
 from evomerge.methods.method import Method
@@ -121,6 +121,49 @@ def parameter_problems(recipe: Recipe, method: Method) -> Iterator[str]:
                     f"{source.model}: {method.name} has no parameter {name!r}."
                     f"{did_you_mean(name, per_model)}"
                 )
+    problem = ties_problem(recipe.threshold_ties, method)
+    if problem:
+        yield f"evomerge.threshold_ties: {problem}"
+
+
+def ties_problem(chosen: ThresholdTies, method: Method, whole_model: bool = False) -> str | None:
+    """Say why a method cannot choose among elements that tie at a threshold; None where it can.
+
+    Args:
+        chosen: A recipe's `threshold_ties`.
+        method: The method.
+        whole_model: Whether its thresholds are for all tensors together.
+    """
+    if chosen == "keep":
+        return None
+    if not method.has_threshold:
+        return (
+            f"came {chosen}, and {method.name} keeps no elements down to a threshold. Remove it, "
+            "or take ties or breadcrumbs."
+        )
+    if whole_model:
+        return (
+            f"came {chosen}, which counts within a tensor, and trim_whole_model is set. Remove one "
+            "of the two."
+        )
+    return None
+
+
+def rounding_problem(chosen: Rounding, dtypes: Iterable[torch.dtype]) -> str | None:
+    """Say why merged tensors of some dtypes cannot be rounded so; None where they can.
+
+    Args:
+        chosen: A recipe's `rounding`.
+        dtypes: Of the results, copied tensors left out. Some may be float32 beside bfloat16.
+    """
+    found = set(dtypes)
+    if chosen == "nearest" or (torch.bfloat16 in found and torch.float16 not in found):
+        return None
+    written = "float16" if torch.float16 in found else "float32"
+    return (
+        f"came {chosen}, which is for bfloat16, and tensors of this merge are written as "
+        f"{written}. Set out_dtype: bfloat16, or remove it."
+    )
 
 
 def layer_problems(

@@ -153,7 +153,8 @@ class Merger:
             return _Ready(job.spec, out, None, 0)
         facts = self._facts(plan, job, structure, read)
         table = plan.method.table(job.values, facts)
-        kernel = KernelJob(table, facts.base_P, facts.source_MP, out.view(-1))
+        dither = plan.dither(job.spec)
+        kernel = KernelJob(table, facts.base_P, facts.source_MP, out.view(-1), dither)
         new = [tensor for tensor, held in list(read.values())[num_read:] if not held]
         new_bytes = sum(tensor.nbytes for tensor in new) + place.is_new * out.nbytes
         return _Ready(job.spec, out, kernel, new_bytes)
@@ -161,7 +162,7 @@ class Merger:
     def _facts(
         self, plan: MergePlan, job: TensorJob, structure: "_Structure", read: "_Read"
     ) -> TensorStatistics:
-        key = (job.spec.name, plan.recipe.mask_seed)
+        key = (job.spec.name, plan.recipe.mask_seed, plan.recipe.threshold_ties)
         kept = structure.held.get(key)
         if kept is not None:
             return kept
@@ -206,11 +207,12 @@ class _Structure(NamedTuple):
 
     Attributes:
         everything: Those tensors.
-        held: Statistics by tensor and mask seed, of tensors that their sources hold anyway.
+        held: Statistics by tensor, mask seed and what becomes of ties, of tensors that their
+            sources hold anyway.
     """
 
     everything: Everything
-    held: dict[tuple[str, int], TensorStatistics]
+    held: dict[tuple[str, int, str], TensorStatistics]
 
 
 _Read = dict[TensorInput, tuple[torch.Tensor, bool]]
@@ -313,6 +315,7 @@ def _statistics(
         cache,
         job.spec.shape,
         everything,
+        plan.recipe.threshold_ties,
     )
 
 

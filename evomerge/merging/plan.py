@@ -1,6 +1,6 @@
 """MergePlan: a recipe bound to models, one job per tensor. All checks, no reads."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,18 +9,19 @@ import torch
 from evomerge.checkpoints.shards import TensorSpec
 from evomerge.checkpoints.source import TensorSource
 from evomerge.config.layout import Layout
-from evomerge.config.params import Param
-from evomerge.config.recipe import Recipe
-from evomerge.config.resolve import Levels, Position, parameter_at
-from evomerge.errors import MergeError
+from evomerge.config.recipe import Recipe, Setting
+from evomerge.config.resolve import rules_of
+from evomerge.kernels.masks import MaskKey
 from evomerge.merging.checks import (
     config_problems,
     layer_problems,
     model_problems,
     parameter_problems,
+    rounding_problem,
     stop_at,
     tensor_problems,
 )
+from evomerge.merging.groups import GroupFinder, Groups
 from evomerge.merging.parts import BoundPart, Member, bind, output_depth, parts_of
 from evomerge.methods import METHODS
 from evomerge.methods.method import Method, Values
@@ -78,6 +79,47 @@ class MergePlan:
     layers: tuple[int, ...] | None
     jobs: tuple[TensorJob, ...]
 
+    def dither(self, spec: TensorSpec) -> MaskKey | None:
+        """Return what a merged tensor is rounded at random for; None rounds it to nearest."""
+        if self.recipe.rounding == "nearest" or spec.dtype is not torch.bfloat16:
+            return None
+        return MaskKey(self.recipe.mask_seed, spec.name)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A plan without numbers: what all recipes of one form (`form_of`) have in common.
+
+    Attributes:
+        method: Their method.
+        layers: As in a plan.
+        jobs: As in a plan, without values; and the number of the group whose values each takes,
+            None for a tensor that is copied.
+        groups: Which tensors take the same values.
+    """
+
+    method: Method
+    layers: tuple[int, ...] | None
+    jobs: tuple[tuple[TensorJob, int | None], ...]
+    groups: Groups
+
+    def plan(self, recipe: Recipe) -> MergePlan:
+        """Return the plan of a recipe.
+
+        Args:
+            recipe: Any of the outline's form.
+
+        Raises:
+            MergeError: Its numbers are not those of a merge; one line for each of the first
+                problems.
+        """
+        values = self.groups.values(recipe)
+        jobs = [
+            job if group is None else TensorJob(job.spec, values[group], job.base, job.parents)
+            for job, group in self.jobs
+        ]
+        return MergePlan(recipe, self.method, self.layers, tuple(jobs))
+
 
 def make_plan(recipe: Recipe, sources: Mapping[str, TensorSource], layout: Layout) -> MergePlan:
     """Bind a recipe to the models it names, and check that it is a merge of them.
@@ -93,6 +135,15 @@ def make_plan(recipe: Recipe, sources: Mapping[str, TensorSource], layout: Layou
         MergeError: The recipe is not a merge of these models; one line for each of the first
             problems.
     """
+    return make_outline(recipe, sources, layout).plan(recipe)
+
+
+def make_outline(recipe: Recipe, sources: Mapping[str, TensorSource], layout: Layout) -> Outline:
+    """Do as much of `make_plan` as holds for all recipes of the same form.
+
+    Raises:
+        ConfigError, MergeError: As `make_plan`, as far as the numbers have no part in it.
+    """
     method = METHODS[recipe.merge_method]
     parts = parts_of(recipe, layout)
     stop_at([*model_problems(recipe, method, parts), *parameter_problems(recipe, method)])
@@ -100,31 +151,30 @@ def make_plan(recipe: Recipe, sources: Mapping[str, TensorSource], layout: Layou
     bound = [bind(part, method, sources, layout.layer_prefix) for part in parts]
     stop_at(problem for part in bound for problem in tensor_problems(part))
     stop_at(config_problems(recipe, bound, sources, layout))
-    jobs: list[TensorJob] = []
-    problems: dict[str, str] = {}
-    for part in bound:
+    finder = GroupFinder(recipe, method, bound, layout)
+    jobs: list[tuple[TensorJob, int | None]] = []
+    for place, part in enumerate(bound):
         for name in part.donor.given:
-            try:
-                jobs.append(_job(recipe, method, part, layout, name))
-            except MergeError as error:
-                # what is wrong, and the first tensor where it is
-                problems.setdefault(str(error).partition(": ")[2], name)
-    stop_at(f"{name}: {problem}" for problem, name in problems.items())
+            job = _job(recipe, part, name)
+            merged = job.spec.dtype.is_floating_point
+            jobs.append((job, finder.group_of(place, name) if merged else None))
+    dtypes = (job.spec.dtype for job, group in jobs if group is not None)
+    unfit = rounding_problem(recipe.rounding, dtypes)
+    stop_at([f"evomerge.rounding: {unfit}"] if unfit else [])
+    jobs.sort(key=lambda pair: pair[0].spec.name)
     layers = output_depth(recipe, layout)
-    return MergePlan(
-        recipe=recipe,
+    return Outline(
         method=method,
         layers=None if layers == list(range(layout.num_layers)) else tuple(layers),
-        jobs=tuple(sorted(jobs, key=lambda job: job.spec.name)),
+        jobs=tuple(jobs),
+        groups=finder.found(),
     )
 
 
-def _job(recipe: Recipe, method: Method, bound: BoundPart, layout: Layout, name: str) -> TensorJob:
-    spec = _spec(recipe, bound.donor, name)
-    merged = spec.dtype.is_floating_point
+def _job(recipe: Recipe, bound: BoundPart, name: str) -> TensorJob:
     return TensorJob(
-        spec=spec,
-        values=_values_at(recipe, method, bound, layout, name) if merged else None,
+        spec=_spec(recipe, bound.donor, name),
+        values=None,
         base=None if bound.base is None else _input(bound.base, name),
         parents=tuple(_input(parent, name) for parent in bound.parents),
     )
@@ -142,34 +192,43 @@ def _spec(recipe: Recipe, donor: Member, name: str) -> TensorSpec:
     return TensorSpec(name, donor.tensors.shape(stored), dtype)
 
 
-def _values_at(
-    recipe: Recipe, method: Method, bound: BoundPart, layout: Layout, name: str
-) -> Values:
-    part, layer = bound.part, layout.layer_of(name)
-    position = Position(None if layer is None else layer - part.first_layer, part.num_layers)
-    levels = (part.parameters, recipe.parameters)
-    per_model = {
-        param.name: tuple(
-            float(_own_value(param, position, levels, method, parent, name))
-            for parent in bound.parents
+_FORM = tuple(
+    name
+    for name in Recipe.model_fields
+    if name not in ("models", "slices", "parameters", "tokenizer", "mask_seed")
+)
+"""Fields of a recipe that count for its form as they are."""
+
+
+def form_of(recipe: Recipe) -> Hashable:
+    """Return a recipe without the numbers of its parameters; equal for recipes of one outline.
+
+    How many numbers a curve has and what rules look for belong to the form.
+    """
+    models = [(each.model, _unnumbered(each.parameters)) for each in recipe.models]
+    slices = [
+        (
+            part.base_model,
+            _unnumbered(part.parameters),
+            tuple((s.model, s.layer_range, _unnumbered(s.parameters)) for s in part.sources),
         )
-        for param in method.params
-        if param.per_model
-    }
-    shared = {
-        param.name: parameter_at(param, name, position, levels, method.name)
-        for param in method.params
-        if not param.per_model
-    }
-    values = Values(per_model, shared)
-    problem = method.refuse(values)
-    if problem:
-        raise MergeError(f"{name}: {', '.join(parent.name for parent in bound.parents)}: {problem}")
-    return values
+        for part in recipe.slices
+    ]
+    others = [getattr(recipe, name) for name in _FORM]
+    # may hold dicts, which have no hash
+    tokenizer = repr(recipe.tokenizer)
+    return (*others, tokenizer, *models, *slices, _unnumbered(recipe.parameters))
 
 
-def _own_value(
-    param: Param, position: Position, levels: Levels, method: Method, parent: Member, name: str
-) -> float | bool:
-    levels, given = (parent.parameters, *levels), parent.given[name]
-    return parameter_at(param, given, position, levels, method.name, parent.name)
+def _unnumbered(parameters: Mapping[str, Setting]) -> Hashable:
+    return tuple([(name, _shape_of(setting)) for name, setting in parameters.items()])
+
+
+def _shape_of(setting: Setting) -> Hashable:
+    """Return None for a number, a curve's length, or what rules look for and hold."""
+    if not isinstance(setting, tuple):
+        return None
+    rules = rules_of(setting)
+    if rules is None:
+        return len(setting)
+    return tuple([(rule.filter, _shape_of(rule.value)) for rule in rules])

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from evomerge.checkpoints.sidecars import Sidecars
-from evomerge.config.mergekit import MASK_VERSION, write_recipe
+from evomerge.config.mergekit import MASK_VERSION, draws, write_recipe
 from evomerge.merging.plan import MergePlan
 
 PACKAGES = ("evomerge", "torch", "numpy", "safetensors")
@@ -63,7 +63,7 @@ def write_provenance(
         "recipe": plan.recipe.model_dump(mode="json"),
         "recipe_hash": plan.recipe.hash,
         "digest": digest,
-        "masks": MASK_VERSION if plan.method.random_masks else None,
+        "masks": MASK_VERSION if draws(plan.recipe) else None,
         "fingerprints": dict(fingerprints),
         "config_files": list(sidecars.config_files),
         "tokenizer_files": list(sidecars.tokenizer_files),

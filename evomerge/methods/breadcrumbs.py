@@ -2,7 +2,9 @@
 
 Davari 2023, "Model breadcrumbs", https://arxiv.org/abs/2312.06795; summed as they are, or with
 signs elected as in TIES. In each tensor the share `gamma` of largest elements is dropped, and of
-the rest the largest are kept until `density` is reached. Kernel: mask by magnitude.
+the rest the largest are kept until `density` is reached. What equals the largest one kept stays;
+what equals the smallest one, too, or as much of it as the recipe's `threshold_ties` says. Kernel:
+mask by magnitude.
 """
 
 import dataclasses
@@ -28,7 +30,8 @@ from evomerge.methods.method import (
 def table(values: Values, statistics: TensorStatistics, elect: bool) -> Mask:
     """Return each weight, and the magnitudes between which the task vector is kept."""
     weights = values.per_model["weight"]
-    shares = zip(values.per_model["density"], values.per_model["gamma"], strict=True)
+    densities, gammas = values.per_model["density"], values.per_model["gamma"]
+    shares = zip(densities, gammas, strict=True)
     bands = [statistics.band(i, density, gamma) for i, (density, gamma) in enumerate(shares)]
     kept = Mask(
         scales=weights,
@@ -37,6 +40,7 @@ def table(values: Values, statistics: TensorStatistics, elect: bool) -> Mask:
         keep_levels=(KEEP_ALL,) * len(weights),
         key=statistics.mask_key,
         ceilings=tuple(ceiling for _, ceiling in bands),
+        tie_cuts=statistics.tie_cuts(densities, gammas),
     )
     return finished(kept, values, statistics, elect)
 
@@ -64,6 +68,7 @@ LINEAR = Method(
     ),
     table=partial(table, elect=False),
     base="required",
+    has_threshold=True,
 )
 
 TIES = dataclasses.replace(

@@ -27,13 +27,19 @@ from evomerge.methods.method import (
 
 def table(values: Values, statistics: TensorStatistics, elect: bool) -> Mask:
     """Return each rescaled weight, and the share of random numbers that keeps the density."""
-    weights, densities = values.per_model["weight"], values.per_model["density"]
-    thresholds, levels = (0.0,) * len(weights), tuple(map(keep_level, densities))
-    kept = Mask(weights, weights, thresholds, levels, statistics.mask_key)
-    factors = None
-    if values.shared["rescale_by_density"]:
-        factors = tuple(1.0 / density if density > 0 else 1.0 for density in densities)
+    weights = values.per_model["weight"]
+    levels, factors = values.once(_levels_and_factors)
+    kept = Mask(weights, weights, (0.0,) * len(weights), levels, statistics.mask_key)
     return finished(kept, values, statistics, elect, factors)
+
+
+def _levels_and_factors(values: Values) -> tuple[tuple[int, ...], tuple[float, ...] | None]:
+    """Return each keep level, and what `rescale_by_density` multiplies by; None without it."""
+    densities = values.per_model["density"]
+    levels = tuple(map(keep_level, densities))
+    if not values.shared["rescale_by_density"]:
+        return levels, None
+    return levels, tuple(1.0 / density if density > 0 else 1.0 for density in densities)
 
 
 def two_ways_to_rescale(values: Values) -> str | None:

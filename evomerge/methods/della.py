@@ -9,6 +9,8 @@ and not by their own chances as in the paper. Kernel: mask by random numbers and
 import dataclasses
 from functools import partial
 
+import torch
+
 from evomerge.config.params import Param
 from evomerge.kernels.masks import KEEP_ALL, keep_level
 from evomerge.kernels.ranks import HIGHEST
@@ -29,19 +31,32 @@ from evomerge.methods.method import (
 
 def table(values: Values, statistics: TensorStatistics, elect: bool) -> Mask:
     """Return each rescaled weight, and the shares of random numbers that keep each rank."""
-    weights, densities = values.per_model["weight"], values.per_model["density"]
-    pairs = list(zip(densities, values.per_model["epsilon"], strict=True))
-    lines = [_line(density, epsilon) for density, epsilon in pairs]
+    weights = values.per_model["weight"]
+    levels, steps = values.once(_lines)
     kept = Mask(
         scales=weights,
         weights=weights,
         thresholds=(0.0,) * len(weights),
-        keep_levels=tuple(level for level, _ in lines),
+        keep_levels=levels,
         key=statistics.mask_key,
-        rank_steps=tuple(step for _, step in lines),
-        ranks=tuple(statistics.ranks(i) if step else None for i, (_, step) in enumerate(lines)),
+        rank_steps=steps,
+        ranks=_ranks(steps, statistics),
     )
     return finished(kept, values, statistics, elect)
+
+
+def _lines(values: Values) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return each model's level of the lowest rank, and what each rank adds to it."""
+    pairs = zip(values.per_model["density"], values.per_model["epsilon"], strict=True)
+    lines = [_line(density, epsilon) for density, epsilon in pairs]
+    return tuple(level for level, _ in lines), tuple(step for _, step in lines)
+
+
+def _ranks(steps: tuple[int, ...], statistics: TensorStatistics) -> tuple[torch.Tensor | None, ...]:
+    """Return the ranks of each model whose step reads them."""
+    if all(steps):
+        return statistics.all_ranks()
+    return tuple(statistics.ranks(i) if step else None for i, step in enumerate(steps))
 
 
 def _line(density: float, epsilon: float) -> tuple[int, int]:

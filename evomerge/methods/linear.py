@@ -13,6 +13,10 @@ from evomerge.methods.method import WEIGHT, Method, Values, divisor, normalize
 
 def table(values: Values, statistics: TensorStatistics) -> Span:
     """Return the weights as coefficients, divided by their sum where `normalize` is set."""
+    return values.once(_span)
+
+
+def _span(values: Values) -> Span:
     total = divisor(values)
     return Span(tuple(weight / total for weight in values.per_model["weight"]))
 

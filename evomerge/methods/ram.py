@@ -35,7 +35,10 @@ def plus_table(values: Values, statistics: TensorStatistics) -> Local:
     """Return the expression, with factors by how much of each task vector is shared."""
     epsilon, r, alpha = (float(values.shared[name]) for name in ("epsilon", "r", "alpha"))
     counts = statistics.fleeting(
-        ("shared and unique", epsilon), lambda: statistics.sums(partial(_shares, epsilon=epsilon))
+        ("shared and unique", epsilon),
+        lambda: statistics.sums(
+            partial(_shares, epsilon=epsilon), Fused("ram shares", shared=(epsilon,))
+        ),
     )
     num_models = len(statistics.models)
     pairs = zip(counts[:num_models], counts[num_models:], strict=True)

@@ -26,7 +26,7 @@ def table(values: Values, statistics: TensorStatistics) -> Local:
     """Return the expression with the spread down to which elements are kept, and the weights."""
     threshold = _threshold(statistics, float(values.shared["select_topk"]))
     energies = statistics.fleeting(
-        ("energies", threshold), lambda: statistics.sums(partial(_squares, threshold=threshold))
+        ("energies", threshold), lambda: _energies(statistics, threshold)
     )
     num_elements = max(1, len(statistics.source_MP[0]))
     means = [energy / num_elements for energy in energies] or [0.0] * len(statistics.models)
@@ -41,9 +41,18 @@ def _threshold(statistics: TensorStatistics, share: float) -> float:
     """Return the smallest spread kept: 0 for all, infinity for none."""
     if share >= 1:
         return 0.0
-    (num_varying,) = statistics.fact("num varying", lambda: statistics.sums(_varying)) or (0.0,)
+    varying = Fused("sce varying")
+    (num_varying,) = statistics.fact("num varying", lambda: statistics.sums(_varying, varying)) or (
+        0.0,
+    )
     count = int(num_varying * share)
     return statistics.largest("spread", count, spread) if count else math.inf
+
+
+def _energies(statistics: TensorStatistics, threshold: float) -> tuple[float, ...]:
+    """Return the sum of the squares of each task vector's elements that are kept."""
+    squares = Fused("sce squares", shared=(threshold,))
+    return statistics.sums(partial(_squares, threshold=threshold), squares)
 
 
 def spread(deltas: Deltas) -> torch.Tensor:

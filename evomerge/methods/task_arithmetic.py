@@ -5,14 +5,16 @@ Ilharco 2022, https://arxiv.org/abs/2212.04089, section 2. Kernel: span over the
 
 from evomerge.kernels.statistics import TensorStatistics
 from evomerge.kernels.tables import Span
-from evomerge.methods.method import INT8_MASK, LAMBDA, WEIGHT, Method, Values, divisor, normalize
+from evomerge.methods.method import INT8_MASK, LAMBDA, WEIGHT, Method, Values, normalize, shares
 
 
 def table(values: Values, statistics: TensorStatistics) -> Span:
     """Return lambda times each weight, divided by their sum where `normalize` is set."""
-    total, lam = divisor(values), values.shared["lambda"]
-    coefficients = tuple(lam * weight / total for weight in values.per_model["weight"])
-    return Span(coefficients, base=1.0, deltas=True)
+    return values.once(_span)
+
+
+def _span(values: Values) -> Span:
+    return Span(shares(values), base=1.0, deltas=True)
 
 
 METHOD = Method(

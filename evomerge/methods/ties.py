@@ -1,8 +1,9 @@
 """TIES: trim task vectors to their largest elements, elect a sign, average those that agree.
 
 Yadav 2023, https://arxiv.org/abs/2306.01708, section 3. Each tensor is trimmed by itself, as
-mergekit does; `trim_whole_model` trims over all tensors together, as in the paper. Kernel: mask by
-magnitude, with election.
+mergekit does; `trim_whole_model` trims over all tensors together, as in the paper. All elements
+that equal the smallest one kept stay, or as many as the recipe's `threshold_ties` says. Kernel:
+mask by magnitude, with election.
 """
 
 from evomerge.config.params import Param
@@ -25,11 +26,13 @@ from evomerge.methods.method import (
 def table(values: Values, statistics: TensorStatistics) -> Mask:
     """Return each weight, and the magnitude down to which the density keeps the task vector."""
     weights, densities = values.per_model["weight"], values.per_model["density"]
-    whole = values.shared["trim_whole_model"]
-    threshold = statistics.whole_threshold if whole else statistics.threshold
-    thresholds = tuple(threshold(i, density) for i, density in enumerate(densities))
+    if values.shared["trim_whole_model"]:
+        thresholds = tuple(map(statistics.whole_threshold, range(len(weights)), densities))
+    else:
+        thresholds = statistics.thresholds(densities)
     levels = (KEEP_ALL,) * len(weights)
-    kept = Mask(weights, weights, thresholds, levels, statistics.mask_key)
+    cuts = statistics.tie_cuts(densities)
+    kept = Mask(weights, weights, thresholds, levels, statistics.mask_key, tie_cuts=cuts)
     return finished(kept, values, statistics, elect=True)
 
 
@@ -54,4 +57,5 @@ METHOD = Method(
     ),
     table=table,
     base="required",
+    has_threshold=True,
 )

@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from evomerge.config.models import DtypeName, ModelRef
-from evomerge.config.recipe import Curve, Recipe, Rule, Setting, Source
+from evomerge.config.recipe import (
+    Curve,
+    Recipe,
+    Rounding,
+    Rule,
+    Setting,
+    Source,
+    ThresholdTies,
+)
 from evomerge.config.resolve import curve_at
 from evomerge.space.genome import Genome
 from evomerge.space.knobs import KnobValue
@@ -28,7 +36,7 @@ class RecipeTemplate:
         dtype: Dtype of the arithmetic.
         out_dtype: Dtype of the merged tensors; None is the base's.
         tokenizer_source: As in a recipe.
-        mask_seed: Seed of the random masks.
+        mask_seed, threshold_ties, rounding: As in a recipe.
     """
 
     merge_method: str
@@ -40,6 +48,8 @@ class RecipeTemplate:
     out_dtype: DtypeName | None = None
     tokenizer_source: str | None = None
     mask_seed: int = 0
+    threshold_ties: ThresholdTies = "keep"
+    rounding: Rounding = "nearest"
 
     def fixed(self, parent: str | None) -> dict[str, float | bool]:
         """Return the fixed parameters of one parent; those that all share for None."""
@@ -69,7 +79,7 @@ def decode(space: Space, genome: Genome, template: RecipeTemplate) -> Recipe:
     Returns:
         A recipe. Whether it is a merge of the models is for the plan to say.
     """
-    values = tuple(space.values(genome).values())
+    values = tuple(map(_as_number, space.values(genome).values()))
     return Recipe(
         merge_method=template.merge_method,
         models=tuple(
@@ -82,11 +92,13 @@ def decode(space: Space, genome: Genome, template: RecipeTemplate) -> Recipe:
         out_dtype=template.out_dtype,
         tokenizer_source=template.tokenizer_source,
         mask_seed=template.mask_seed,
+        threshold_ties=template.threshold_ties,
+        rounding=template.rounding,
     )
 
 
 def _parameters(
-    space: Space, values: Sequence[KnobValue], template: RecipeTemplate, parent: str | None
+    space: Space, values: Sequence[float | bool], template: RecipeTemplate, parent: str | None
 ) -> dict[str, Setting]:
     """Return the parameters of one parent; those that all share for None."""
     fixed = template.fixed(parent)
@@ -104,15 +116,15 @@ def _parameters(
 def _setting(
     space: Space,
     placements: Sequence[Placement],
-    values: Sequence[KnobValue],
+    values: Sequence[float | bool],
     fixed: float | bool | None,
 ) -> Setting:
     """Join the placements of one parameter and parent; `fixed` is for what they do not match."""
     only = placements[0]
     if only.filter is None and only.spread == "same":
-        return _as_number(values[only.knobs[0]])
+        return values[only.knobs[0]]
     outside = [
-        Rule(filter=tensor, value=_as_number(values[knob]))
+        Rule(filter=tensor, value=values[knob])
         for placement in placements
         for tensor, knob in placement.outside
     ]
@@ -126,9 +138,9 @@ def _as_number(value: KnobValue) -> float | bool:
 
 
 def _over_layers(
-    space: Space, placement: Placement, values: Sequence[KnobValue]
+    space: Space, placement: Placement, values: Sequence[float | bool]
 ) -> float | bool | Curve:
-    chosen = [_as_number(values[knob]) for knob in placement.knobs]
+    chosen = [values[knob] for knob in placement.knobs]
     if placement.spread == "same":
         return chosen[0]
     if placement.spread == "steps":

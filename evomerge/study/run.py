@@ -173,4 +173,8 @@ def worker_settings(setup: Setup) -> WorkerSettings:
         log_folder=str(Path(config.study.folder) / "logs")
         if config.workers.pool == "ray"
         else None,
+        method=config.merge.method,
+        gpus=config.workers.gpus,
+        count=config.workers.count,
+        sources=config.workers.sources,
     )

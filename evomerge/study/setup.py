@@ -19,6 +19,7 @@ from evomerge.evaluate.evaluator import EvalResult, TaskMetric
 from evomerge.evaluate.scores import Objective, Score, make_objective
 from evomerge.evaluate.tasks import TaskSuite, load_tasks
 from evomerge.merging.bind import ModelSet
+from evomerge.merging.checks import rounding_problem, ties_problem
 from evomerge.methods import METHODS
 from evomerge.methods.method import Method
 from evomerge.propose import make_proposer
@@ -165,12 +166,14 @@ def _lay_out_recipes(
     config: SearchConfig, method: Method, models: _Models, problems: "_Problems"
 ) -> tuple[Space, RecipeTemplate] | None:
     """Build what varies between the recipes of a search, and what does not; try both."""
+    unfit = setting_problems(config, method, models.out_dtype)
+    problems.lines += unfit
     space = problems.catch(("space",), _build_space, config, method, models)
     if space is None:
         return None
     template = make_template(config, method, models.out_dtype)
     problems.catch(("proposer",), _proposer, config, space)
-    if len(models.readers) == len(models.refs):
+    if len(models.readers) == len(models.refs) and not unfit:
         problems.catch(("models",), _plan_first, space, template, models)
     return space, template
 
@@ -264,7 +267,8 @@ def make_template(config: SearchConfig, method: Method, out_dtype: DtypeName) ->
     base = config.models.base if method.has_deltas(True) else None
     if method.max_parents == 1 and len(parents) == 2:
         base = parents[0][1]  # a path between two parents (slerp): it starts at the first
-    mask_seed = stream_seed(config.study.seed, "masks") % 2**32
+    merge = config.merge
+    draws = method.random_masks or merge.threshold_ties == "hash" or merge.rounding == "dither"
     as_it_is = config.merge.tokenizer is None and config.tokenizer_model == base
     return RecipeTemplate(
         merge_method=config.merge.method,
@@ -275,8 +279,21 @@ def make_template(config: SearchConfig, method: Method, out_dtype: DtypeName) ->
         out_dtype=out_dtype,
         # None is the recipe's base: its files are then copied as they are
         tokenizer_source=None if as_it_is else str(config.tokenizer_model),
-        mask_seed=mask_seed if method.random_masks else 0,
+        mask_seed=stream_seed(config.study.seed, "masks") % 2**32 if draws else 0,
+        threshold_ties=merge.threshold_ties,
+        rounding=merge.rounding,
     )
+
+
+def setting_problems(config: SearchConfig, method: Method, out_dtype: DtypeName) -> list[str]:
+    """Return a line for each setting of the merge that does not fit its method or dtype."""
+    whole = "trim_whole_model"
+    whole_model = bool(config.merge.parameters.get(whole)) or whole in config.space
+    found = {
+        "threshold_ties": ties_problem(config.merge.threshold_ties, method, whole_model),
+        "rounding": rounding_problem(config.merge.rounding, [getattr(torch, out_dtype)]),
+    }
+    return [f"merge.{field}: {problem}" for field, problem in found.items() if problem]
 
 
 def parameter_problems(config: SearchConfig, params: tuple[Param, ...]) -> list[str]:

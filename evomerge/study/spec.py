@@ -7,6 +7,8 @@ from importlib.metadata import version
 from typing import Any
 
 from evomerge.checkpoints.sidecars import sidecars_hash
+from evomerge.config.mergekit import OWN_SETTINGS
+from evomerge.config.search import MergeConfig
 from evomerge.evaluate.evaluator import SuiteFacts
 from evomerge.study.setup import Setup
 
@@ -38,13 +40,20 @@ def make_spec(setup: Setup, facts: SuiteFacts) -> dict[str, Any]:
             }
             for name, ref in {"base": config.models.base, **config.models.parents}.items()
         },
-        "merge": config.merge.model_dump(mode="json"),
+        "merge": _merge(config.merge),
         "space": config.model_dump(mode="json", include={"space"})["space"],
         "knobs": setup.space.describe(),
         "suite": {"digest": facts.digest, **config.suite.model_dump(mode="json")},
         "objective": config.objective.model_dump(mode="json"),
         "proposer": config.proposer.model_dump(mode="json"),
     }
+
+
+def _merge(merge: MergeConfig) -> dict[str, Any]:
+    # settings of a later version count only where they say something, so that a study goes on
+    later = set(OWN_SETTINGS)
+    said = merge.model_dump(mode="json", include=later, exclude_defaults=True)
+    return merge.model_dump(mode="json", exclude=later) | said
 
 
 def scoring_digest(spec: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from evomerge.config.models import DtypeName, ModelRef
 from evomerge.config.recipe import Recipe
+from evomerge.config.search import SourcePlace
 from evomerge.config.suite import SuiteConfig
 from evomerge.evaluate.evaluator import Chunk, EvalResult
 
@@ -21,6 +22,10 @@ class WorkerSettings:
         cpus: CPU threads.
         device: `cpu` or `cuda`.
         log_folder: Folder for the worker's log; None logs nowhere.
+        method: Name of the merge method, for what it keeps in memory.
+        gpus: GPUs of a worker.
+        count: Workers, all of them on this machine for what is known.
+        sources: Where the models' tensors lie; see `WorkersConfig`.
     """
 
     models: tuple[ModelRef, ...]
@@ -30,6 +35,10 @@ class WorkerSettings:
     cpus: int
     device: str
     log_folder: str | None = None
+    method: str = "linear"
+    gpus: float = 0.0
+    count: int = 1
+    sources: SourcePlace = "auto"
 
 
 @dataclass(frozen=True)

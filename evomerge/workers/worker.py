@@ -28,6 +28,7 @@ from evomerge.merging.vocabulary import Vocabulary, align, fit_vocabulary
 from evomerge.workers.job import Job, Outcome, WorkerSettings
 from evomerge.workers.live_model import load_live_model, take_token_ids
 from evomerge.workers.logs import about_trial, close_log, open_log
+from evomerge.workers.placement import Placement
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +59,9 @@ class Worker:
         self._mergers: dict[tuple[str, ...], Merger] = {}
         self._settings, self._tasks = settings, load_tasks(settings.suite)
         self._numbered = self._under_one_numbering()
+        self._placement = Placement(settings, self._sources)
         self._configs = {model.folder: configs_of(model.folder) for model in self._sources.values()}
-        self._make_ready(self._sources[str(settings.models[0])].folder, None)
+        self._make_ready(str(settings.models[0]), None)
         self._facts = self._harness.facts()
         # hash of the recipe in the live model, and what was written
         self._live: tuple[str, LiveMerge] | None = None
@@ -115,7 +117,7 @@ class Worker:
         if self._live is None or self._live[0] != recipe.hash:
             self._live = None  # a merge that stops half-way leaves weights of nobody
             bound = self._models.bind(recipe)
-            donor = self._sources[str(recipe.donor)].folder
+            donor = str(recipe.donor)
             if self._ready_for != self._configs_with(donor, bound.vocabulary.numbered_by):
                 self._make_ready(donor, bound.vocabulary.numbered_by)
             fit_vocabulary(self._model, bound.vocabulary)
@@ -124,11 +126,15 @@ class Worker:
         return self._live[1]
 
     def _merger_of(self, bound: BoundMerge) -> Merger:
-        digest, sources = bound.vocabulary.digest, bound.sources
-        statistics = self._statistics.setdefault(digest, StatisticsCache())
-        return self._mergers.setdefault((digest, *sources), Merger(sources, statistics))
+        digest = bound.vocabulary.digest
+        key = (digest, *bound.sources)
+        if key not in self._mergers:
+            statistics = self._statistics.setdefault(digest, StatisticsCache())
+            sources = self._placement.sources(digest, bound.sources)
+            self._mergers[key] = Merger(sources, statistics)
+        return self._mergers[key]
 
-    def _make_ready(self, donor: Path, numbered_by: Path | None) -> None:
+    def _make_ready(self, donor: str, numbered_by: Path | None) -> None:
         """Load the live model with the config of a recipe's donor, and prepare the tasks for it.
 
         Models of one search may differ in what a weight does not show, such as a rotary base.
@@ -136,17 +142,20 @@ class Worker:
         settings = self._settings
         dtype = getattr(torch, settings.out_dtype)
         attention = settings.suite.attn_implementation
-        self._model = load_live_model(donor, dtype, attention, settings.device)
-        self._weights = LiveWeights(self._model)
+        source = self._sources[donor]
+        self._model = load_live_model(source.folder, dtype, attention, "cpu")
         fit_vocabulary(self._model, self._numbered)  # the harness checks its tokens against rows
+        self._placement.take_in(self._model, source)
+        self._weights = LiveWeights(self._model)
         if numbered_by is not None:
-            take_token_ids(self._model, donor, numbered_by)
+            take_token_ids(self._model, source.folder, numbered_by)
         tokenizer = load_tokenizer(self._numbered.tokenizer_folder)
         self._harness = Harness(self._tasks, settings.suite, self._model, tokenizer)
         self._ready_for = self._configs_with(donor, numbered_by)
 
-    def _configs_with(self, donor: Path, numbered_by: Path | None) -> tuple[Any, ...]:
-        return self._configs[donor], numbered_by and self._configs[numbered_by]
+    def _configs_with(self, donor: str, numbered_by: Path | None) -> tuple[Any, ...]:
+        folder = self._sources[donor].folder
+        return self._configs[folder], numbered_by and self._configs[numbered_by]
 
     def _under_one_numbering(self) -> Vocabulary:
         """Return all models under the token numbers that every recipe has."""

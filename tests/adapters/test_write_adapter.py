@@ -181,6 +181,8 @@ def test_what_is_no_sum_of_adapters_is_refused(models, tmp_path):
     refused(zero, out, "task_arithmetic: .*all weights are 0")
     other = task_arithmetic(models, a).model_copy(update={"tokenizer_source": "union"})
     refused(other, out, "neither layers nor vocabulary")
+    dithered = three(models).model_copy(update={"rounding": "dither"})
+    refused(dithered, out, "evomerge.rounding: came dither, and an adapter is written before")
     assert not out.exists()
 
 

@@ -110,6 +110,34 @@ CASES = {
         lambda d: d["suite"]["items"].update(search=0),
         r":\d+: suite: items\.search is 0\.",
     ),
+    "ties-of-no-threshold": (
+        lambda d: d["merge"].update(threshold_ties="index"),
+        r":\d+: merge\.threshold_ties: came index, and task_arithmetic keeps no elements down to a "
+        r"threshold\. Remove it, or take ties or breadcrumbs\.\n$",
+    ),
+    "ties-of-the-whole-model": (
+        lambda d: d["merge"].update(
+            method="ties", threshold_ties="hash", parameters={"trim_whole_model": True}
+        ),
+        r":\d+: merge\.threshold_ties: came hash, which counts within a tensor, and "
+        r"trim_whole_model is set\. Remove one of the two\.\n$",
+    ),
+    "ties-of-the-whole-model-at-times": (
+        lambda d: (
+            d["merge"].update(method="ties", threshold_ties="hash"),
+            d["space"].update(trim_whole_model={}),
+        ),
+        r":\d+: merge\.threshold_ties: came hash, which counts within a tensor",
+    ),
+    "dither-of-float32": (
+        lambda d: d["merge"].update(rounding="dither"),
+        r":\d+: merge\.rounding: came dither, which is for bfloat16, and tensors of this merge are "
+        r"written as float32\. Set out_dtype: bfloat16, or remove it\.\n$",
+    ),
+    "unknown-rounding": (
+        lambda d: d["merge"].update(rounding="up"),
+        r":\d+: merge\.rounding: came 'up', allowed: 'nearest' or 'dither'\.",
+    ),
     "no-budget": (
         lambda d: d["study"].update(budget={}),
         r":\d+: study\.budget: no limit came\.",

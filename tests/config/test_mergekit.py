@@ -107,6 +107,8 @@ def recipes(draw):
         out_dtype=draw(st.sampled_from([None, "float32", "bfloat16", "float16"])),
         chat_template=draw(st.none() | st.text(st.characters(exclude_categories=["Cs"]))),
         mask_seed=draw(st.integers(0, 2**32 - 1)),
+        threshold_ties=draw(st.sampled_from(["keep", "index", "hash"])),
+        rounding=draw(st.sampled_from(["nearest", "dither"])),
     )
 
 
@@ -303,6 +305,37 @@ def test_masks_are_named_only_where_they_matter():
     assert parse_recipe(TIES + "evomerge: {mask_seed: 3}").mask_seed == 3
 
 
+def test_settings_of_our_own_stand_under_a_key_that_mergekit_ignores():
+    for setting, mask in (
+        ("threshold_ties: index", ""),
+        ("threshold_ties: hash", f"mask_seed: 0, mask: {MASK_VERSION}, "),
+        ("rounding: dither", f"mask_seed: 0, mask: {MASK_VERSION}, "),
+    ):
+        text = write_recipe(parse_recipe(f"{TIES}evomerge: {{{setting}}}"))
+        assert f"\nevomerge: {{{mask}{setting}}}\n" in text
+        name = setting.partition(":")[0]
+        assert f"# not to be replayed by mergekit: it ignores {name}\n" in text
+    says_nothing = parse_recipe(f"{TIES}evomerge: {{threshold_ties: keep, rounding: nearest}}")
+    assert write_recipe(says_nothing) == write_recipe(parse_recipe(TIES))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("rounding: up", "evomerge.rounding: came 'up', allowed: 'nearest' or 'dither'."),
+        (
+            "threshold_ties: 1",
+            "evomerge.threshold_ties: came 1, allowed: 'keep', 'index' or 'hash'.",
+        ),
+        ("treshold_ties: hash", "evomerge.treshold_ties: is not a setting here. Did you mean"),
+    ],
+)
+def test_settings_that_are_not_known_are_refused(setting, message):
+    with pytest.raises(ConfigError) as caught:
+        parse_recipe(f"{TIES}evomerge: {{{setting}}}", "r.yaml")
+    assert str(caught.value).startswith(f"r.yaml:17: {message}")
+
+
 def test_what_mergekit_cannot_replay_is_said_on_top():
     def notes(text):
         written = write_recipe(parse_recipe(text + "dtype: float32\n"))
@@ -323,7 +356,7 @@ def test_what_mergekit_cannot_replay_is_said_on_top():
 
 
 def test_a_hash_does_not_change_with_fields_that_say_nothing():
-    """Recorded before there were slices, tokenizer and chat_template."""
+    """Recorded before there were slices, tokenizer, chat_template, ties and rounding."""
     assert parse_recipe(TIES).hash == (
         "f222be58bea1b2d1f82d2fa300c7275e59822f98a8042bc8fcf845adfe1e9667"
     )

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from evomerge.config.params import Param
 from evomerge.config.recipe import Rule
-from evomerge.config.resolve import Position, curve_at, parameter_at, setting_at
+from evomerge.config.resolve import Position, choose, chosen, curve_at, parameter_at
 from evomerge.errors import MergeError
 
 WEIGHT = Param("weight", "a weight", default=None, per_model=True, low=-2.0, high=2.0)
@@ -21,6 +21,14 @@ def layer(number, part="mlp.up_proj"):
 def at(name, num_layers=5):
     """Where a tensor stands in a model of five layers."""
     return Position(int(name.split(".")[2]) if "layers" in name else None, num_layers)
+
+
+def setting_at(setting, tensor, position):
+    """What a setting says about one tensor; None when none of its rules matches."""
+    levels = ({"any": setting},)
+    choice = choose("any", tensor, levels)
+    said = None if choice is None else chosen("any", choice, levels)
+    return curve_at(said, *position) if isinstance(said, tuple) else said
 
 
 def value(param, name, *levels, model=None):

@@ -54,7 +54,16 @@ def for_all(value):
     return value[0] if isinstance(value, tuple) else value
 
 
-def run(method, values, base, parents, out_dtype=torch.float32, cache=None, **options):
+def run(
+    method,
+    values,
+    base,
+    parents,
+    out_dtype=torch.float32,
+    cache=None,
+    threshold_ties="keep",
+    **options,
+):
     """Merge tensors; the output starts as NaN, so that what is not written shows."""
     shape = tuple(parents[0].shape)
     flat = [parent.reshape(-1) for parent in parents]
@@ -62,7 +71,15 @@ def run(method, values, base, parents, out_dtype=torch.float32, cache=None, **op
     base_name = "base" if method.has_deltas(True) else None
     names = tuple(f"parent-{i}" for i in range(len(parents)))
     statistics = TensorStatistics(
-        NAME, base_P, flat, base_name, names, SEED, cache or StatisticsCache(), shape=shape
+        NAME,
+        base_P,
+        flat,
+        base_name,
+        names,
+        SEED,
+        cache or StatisticsCache(),
+        shape=shape,
+        threshold_ties=threshold_ties,
     )
     out_P = torch.full((len(flat[0]),), math.nan, dtype=out_dtype)
     reference.carry_out(method.table(values, statistics), base_P, flat, out_P, **options)
@@ -226,6 +243,18 @@ class MergeMethodContract:
             values = make_values(method, len(parents), density=density)
             warm = run(method, values, base, parents, cache=cache)
             assert torch.equal(warm, run(method, values, base, parents))
+
+    def test_ties_at_a_threshold_matter_to_the_methods_that_say_so(self, method):
+        # so near that most task vectors' elements equal others
+        number = self.num_parents(method)
+        base, parents = make_tensors(number, (61, 67), torch.bfloat16, distance=2e-4)
+        values = make_values(method, number, density=(0.37, 0.5, 0.2, 0.6, 0.3))
+        plain, index, hashed = (
+            run(method, values, base, parents, threshold_ties=policy)
+            for policy in ("keep", "index", "hash")
+        )
+        assert torch.equal(plain, index) is not method.has_threshold
+        assert torch.equal(plain, hashed) is not method.has_threshold
 
     def test_dtypes_may_differ_between_models(self, method):
         base, parents = make_tensors(self.num_parents(method), (40, 25))

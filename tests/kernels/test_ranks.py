@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from evomerge.kernels import ranks
-from evomerge.kernels.ranks import row_ranks
+from evomerge.kernels.ranks import delta_ranks, row_ranks
 from tests.contracts.textbook_elementwise import byte_ranks
 
 
@@ -34,3 +34,15 @@ def test_blocks_of_rows_make_no_difference(monkeypatch):
     whole = row_ranks(magnitude, (40, 30))
     monkeypatch.setattr(ranks, "_BLOCK", 100)
     assert torch.equal(row_ranks(magnitude, (40, 30)), whole)
+
+
+@pytest.mark.parametrize("shape", [(300,), (7, 60), (1, 1), (5, 8, 3), (0, 4)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_ranks_of_a_task_vector_are_those_of_what_the_checkpoints_can_tell_apart(dtype, shape):
+    generator = torch.Generator().manual_seed(6)
+    base = (torch.randn(shape, generator=generator) * 0.02).to(dtype)
+    parent = (base.float() + 1e-3 * torch.randn(shape, generator=generator)).to(dtype)
+    rounded = (parent.double() - base.double()).float().abs().to(dtype).float()
+    found = delta_ranks(base.reshape(-1), parent.reshape(-1), dtype, shape)
+    assert found.dtype == torch.uint8
+    assert np.array_equal(found.numpy().reshape(shape), byte_ranks(rounded.numpy()))

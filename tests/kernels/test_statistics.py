@@ -7,16 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evomerge.kernels import sums
 from evomerge.kernels.histograms import smallest_rounding_to
 from evomerge.kernels.masks import KEEP_ALL, keep_level
 from evomerge.kernels.reference import is_finite
-from evomerge.kernels.statistics import (
-    PIECE,
-    Everything,
-    StatisticsCache,
-    TensorStatistics,
-    tree_sum,
-)
+from evomerge.kernels.statistics import Everything, StatisticsCache, TensorStatistics
+from evomerge.kernels.sums import PIECE, tree_sum
 from evomerge.kernels.tables import Mask
 from tests.contracts import textbook
 
@@ -194,6 +190,30 @@ def test_rescales_leave_alone_what_is_next_to_nothing():
     ) == (1.0, 1.0)
     statistics = make_statistics(size=100)
     assert statistics.rescales(dropping(statistics, (0.0, 0.0), (KEEP_ALL, 0))) == (1.0, 1.0)
+
+
+def test_rescales_read_nothing_where_nothing_is_dropped(monkeypatch):
+    read = []
+    norms = sums.l1_norms
+    monkeypatch.setattr(sums, "l1_norms", lambda *a: (read.append(a[3]), norms(*a))[1])
+    statistics = make_statistics(num_models=3)
+    assert statistics.rescales(dropping(statistics, (0.0,) * 3, (KEEP_ALL,) * 3)) == (1.0,) * 3
+    assert read == []
+    factors = statistics.rescales(dropping(statistics, (0.0, 1e-3, 0.0), (KEEP_ALL,) * 3))
+    assert read == [(0, 1, 2), (1,)]
+    assert factors[1] > 1.0
+    assert factors[::2] == (1.0, 1.0)
+
+
+def test_each_model_loses_the_same_with_and_without_the_others():
+    """Norms are of the models that lose anything, by their own lanes of random numbers."""
+    statistics = make_statistics(num_models=6, size=3000)
+    some, none = keep_level(0.4), KEEP_ALL
+    together = statistics.rescales(dropping(statistics, (0.0,) * 6, (some,) * 6))
+    for model in range(6):
+        levels = tuple(some if i == model else none for i in range(6))
+        alone = statistics.rescales(dropping(statistics, (0.0,) * 6, levels))
+        assert alone == tuple(together[i] if i == model else 1.0 for i in range(6))
 
 
 def test_masks_of_two_seeds_are_not_taken_for_each_other():

@@ -126,3 +126,19 @@ def test_everything_in_the_search_range_is_a_merge():
         for epsilon in ranges["epsilon"]:
             values = make_values(DELLA, 1, density=(density,), epsilon=(epsilon,))
             assert DELLA.refuse(values) is None
+
+
+def test_each_model_is_read_by_its_own_ranks():
+    """All at once where every model has some, one by one where one has none."""
+    base, parents = make_tensors(3, (8, 50), torch.bfloat16, seed=4)
+    flat = [tensor.reshape(-1) for tensor in parents]
+    facts = TensorStatistics(
+        "tensor", base.reshape(-1), flat, "base", ("a", "b", "c"), shape=(8, 50)
+    )
+    own = [facts.ranks(model) for model in range(3)]
+    assert len({tuple(rank_P.tolist()) for rank_P in own}) == 3
+    every = DELLA.table(make_values(DELLA, 3, density=(0.5,) * 3, epsilon=(0.1,) * 3), facts)
+    assert all(map(torch.equal, every.ranks, own))
+    some = DELLA.table(make_values(DELLA, 3, density=(0.5, 1.0, 0.5), epsilon=(0.1,) * 3), facts)
+    assert some.ranks[1] is None
+    assert torch.equal(some.ranks[2], own[2])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from evomerge.config.models import ModelRef
 from evomerge.config.recipe import Recipe
-from evomerge.config.resolve import Position, parameter_at, setting_at
+from evomerge.config.resolve import Position, choose, chosen, curve_at, parameter_at
 from evomerge.config.space import LayerScope, entries_of
 from evomerge.space.decode import RecipeTemplate, decode, values_of
 from evomerge.space.genome import Genome
@@ -89,6 +89,14 @@ def value_at(recipe, name, parent, tensor):
     position = PARENTS.index(parent) if parent else None
     level = recipe.parameters if parent is None else recipe.models[position].parameters
     return setting_at(level[name], tensor, place_of(tensor)) if name in level else None
+
+
+def setting_at(setting, tensor, position):
+    """What a setting says about one tensor; None when none of its rules matches."""
+    levels = ({"any": setting},)
+    choice = choose("any", tensor, levels)
+    said = None if choice is None else chosen("any", choice, levels)
+    return curve_at(said, *position) if isinstance(said, tuple) else said
 
 
 def place_of(tensor):

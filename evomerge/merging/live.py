@@ -1,7 +1,9 @@
 """Sink: merged tensors into a live model. `folder.py` stores the same bits in files."""
 
+import gc
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -122,12 +124,28 @@ def write_together(
     outputs = [Output(each.place, LAUNCH_BYTES) for each in places]
     checksums: list[dict[str, Checksum]] = [{} for _ in plans]
     kernels: set[str] = set()
-    for group in merger.execute_together(plans, None, outputs):
-        for merged, place, found in zip(group, places, checksums, strict=True):
-            place.fill(merged)
-            found[merged.name] = merged.checksum
-            kernels.update(merged.kernels)
+    with _uncollected():
+        for group in merger.execute_together(plans, None, outputs):
+            for merged, place, found in zip(group, places, checksums, strict=True):
+                place.fill(merged)
+                found[merged.name] = merged.checksum
+                kernels.update(merged.kernels)
     return [LiveMerge(weights_digest(found), tuple(sorted(kernels))) for found in checksums]
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Let Python's garbage collector wait.
+
+    The many small objects of a launch set it off, and going through all modules takes 0.1 s.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class Places:

@@ -88,15 +88,6 @@ class Mask:
         """Return what becomes of a model's elements at its threshold; None keeps them."""
         return self.tie_cuts[model] if self.tie_cuts else None
 
-    def drops(self) -> bool:
-        """Whether any element of any source may be dropped."""
-        kept_whole = (
-            all(threshold == 0 for threshold in self.thresholds),
-            all(ceiling == math.inf for ceiling in self.ceilings),
-            all(level == KEEP_ALL for level in self.keep_levels),
-        )
-        return not all(kept_whole)
-
     def ceiling(self, model: int) -> float:
         """Return the magnitude from which on a model's elements are dropped."""
         return self.ceilings[model] if self.ceilings else math.inf

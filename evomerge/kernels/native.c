@@ -49,7 +49,8 @@ typedef struct {
     Key key;
     int64_t drawn_at;
     uint32_t drawn_for;
-    float values[][STRIP]; /* the base and M sources, then what is kept of M task vectors */
+    /* the base and M sources, then what is kept of M task vectors */
+    float values[][STRIP] __attribute__((aligned(64)));
 } Space;
 
 /* A strip of all models, as float32. */
@@ -68,7 +69,7 @@ typedef struct {
 
 typedef void (*Kernel)(Strip *, const float *numbers, const int64_t *integers, float *merged);
 
-/* Make of `name_of` a kernel that has a loop of its own for each usual number of models: there the
+/* Make a kernel of `NAME_of` that has a loop of its own for each usual number of models: there the
  * sums and the numbers of the models stay in registers. */
 #define FOR_ANY_NUMBER(name)                                                                       \
     static void name(Strip *strip, const float *numbers, const int64_t *integers, float *merged) { \

@@ -3,11 +3,9 @@
 import ctypes
 import functools
 import hashlib
-import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -50,7 +48,7 @@ def can_run(job: KernelJob) -> bool:
     tensors = [job.out_P, *job.source_MP]
     if job.base_P is not None:
         tensors.append(job.base_P)
-    return _is_supported(job, size) and all([_is_reachable(each_P, size) for each_P in tensors])
+    return _is_supported(job, size) and all(_is_reachable(each_P, size) for each_P in tensors)
 
 
 def _is_reachable(tensor_P: torch.Tensor, size: int) -> bool:

@@ -99,7 +99,10 @@ class SuiteConfig(StrictModel):
     items: ItemsConfig = ItemsConfig()
     chat: ChatConfig = ChatConfig()
     batch_size: int = Field(16, ge=1)
-    """Rows per forward pass. A fixed number: batches are part of the numbers."""
+    """Rows per forward pass. A fixed number: batches are part of the numbers.
+
+    Packed rows are longer; as many go into a batch as have the tokens of this many plain ones.
+    """
 
     chunks: int = Field(4, ge=1)
     """Parts into which an evaluation is cut; idle workers share them.
@@ -109,6 +112,15 @@ class SuiteConfig(StrictModel):
 
     max_length: int | None = Field(None, ge=2)
     """Longest prompt in tokens; None is what the model's config says."""
+
+    loglikelihood: Literal["auto", "packed", "lm_eval"] = "auto"
+    """How the choices of an item are compared.
+
+    `packed` reads an item's context once, all its choices after it, and the beginning that a task's
+    items share once for all. `lm_eval` reads the context again with each choice, as lm-eval does.
+    `auto` is packed where the model, tried on a few rows, gives the same numbers up to rounding,
+    and lm_eval where it does not; a study goes on only with the one that it began with.
+    """
 
     add_bos_token: bool | None = None
     """Put a begin-of-text token before prompts; None leaves it to the tokenizer."""

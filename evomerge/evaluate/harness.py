@@ -61,7 +61,11 @@ class Harness(AbstractEvaluator):
         with quiet():
             self._lm = PreparedLM(model, tokenizer, config)
         self._items: dict[ItemRole, dict[str, dict[int, Item]]] = {}
-        self._prepare("search")
+        searched = self._prepare("search").values()
+        with quiet():
+            self._lm.choose_path(
+                [r for items in searched for item in items.values() for r in item.requests]
+            )
         self._facts = SuiteFacts(
             digest=self._digest(),
             num_items={
@@ -161,6 +165,12 @@ class Harness(AbstractEvaluator):
             except NonFinitePrompt as found:
                 culprit = next(r for r in requests if r.args[0] == found.prompt)
                 raise _non_finite(culprit, "its logits") from None
+            except torch.OutOfMemoryError:
+                tasks = ", ".join(sorted({str(request.task_name) for request in requests}))
+                raise EvaluationError(
+                    f"{kind} of {tasks}: a batch does not fit into the device's memory beside the "
+                    f"model (suite.batch_size {self._config.batch_size}). Lower it."
+                ) from None
             for request, response in zip(requests, responses, strict=True):
                 if kind != "generate_until" and not math.isfinite(_loglikelihood(response)):
                     raise _non_finite(request, "a log-likelihood")
@@ -174,6 +184,7 @@ class Harness(AbstractEvaluator):
             {
                 "settings": settings,
                 "max_length": self._lm.max_length,
+                "loglikelihood": self._lm.loglikelihood_path,
                 "generation_config": {
                     k: v for k, v in defaults.items() if k != "transformers_version"
                 },

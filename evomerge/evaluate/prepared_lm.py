@@ -1,6 +1,9 @@
 """PreparedLM: lm-eval's Hugging Face model around the live model; texts are tokenised once."""
 
-from typing import Any
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from lm_eval.api.instance import Instance
@@ -9,6 +12,20 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from typing_extensions import override
 
 from evomerge.config.suite import SuiteConfig
+from evomerge.errors import EvaluationError
+from evomerge.evaluate.packed import (
+    PackedPlan,
+    make_plan,
+    probe_requests,
+    score_plan,
+    why_not_packed,
+)
+from evomerge.evaluate.packed_plan import LEAST_SAVED, ScoredRequest
+
+log = logging.getLogger(__name__)
+
+LoglikelihoodPath = Literal["packed", "packed, no shared prefixes", "lm_eval"]
+"""How log-likelihoods of choices are computed."""
 
 
 class NonFinitePrompt(Exception):
@@ -18,8 +35,24 @@ class NonFinitePrompt(Exception):
         self.prompt = prompt
 
 
+@dataclass(frozen=True)
+class Planned:
+    """How some requests are scored: packed where it can be, the others by lm-eval.
+
+    Attributes:
+        plan: Batches of packed rows.
+        others: By number, requests that no packed row can hold, as lm-eval wants them.
+    """
+
+    plan: PackedPlan
+    others: dict[int, tuple[tuple[str, str], list[int], list[int]]]
+
+
 class PreparedLM(HFLM):
     """Scores by lm-eval's own code, so that numbers equal those of `simple_evaluate`.
+
+    Log-likelihoods of choices are computed in packed rows instead (`evaluate/packed.py`) once
+    `choose_path` has found that the model takes them.
 
     Tokens are kept by text, batches of prompts by their texts. Rows of a generation stop each at
     its own stop text (lm-eval goes on until all rows have met the same one, and then cuts); the
@@ -49,15 +82,103 @@ class PreparedLM(HFLM):
         self._tokens: dict[tuple[Any, ...], list[int]] = {}
         self._batches: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
         self._prompts: tuple[str, ...] = ()
+        self._config = config
+        self._plans: dict[tuple[Any, ...], Planned] = {}
+        self.loglikelihood_path: LoglikelihoodPath = "lm_eval"
 
     def request_tokens(self, request: Instance) -> tuple[list[int], list[int]]:
         """Return the tokens of a request: context and continuation, empty where it has none."""
         if request.request_type != "loglikelihood":
             return self.tok_encode(request.args[0]), []
         context, continuation = request.args
-        if context == "":
-            return [], self.tok_encode(continuation, add_special_tokens=False)
-        return self._encode_pair(context, continuation)
+        if context:
+            return self._encode_pair(context, continuation)
+        tokens, first = (
+            self.tok_encode(continuation, add_special_tokens=False),
+            self.prefix_token_id,
+        )
+        return (tokens[:1], tokens[1:]) if tokens[:1] == [first] else ([first], tokens)
+
+    def choose_path(self, requests: Sequence[Instance]) -> None:
+        """Decide how log-likelihoods are computed from now on, by trying it on this model.
+
+        Args:
+            requests: Some that will be scored, of any kind.
+
+        Raises:
+            EvaluationError: The suite asks for packed rows and the model does not take them.
+        """
+        asked = [r for r in requests if r.request_type == "loglikelihood"]
+        read = [tokens for r in asked if self._fits(tokens := self._scored(r).tokens)]
+        if not read or self._config.loglikelihood == "lm_eval":
+            return
+        probe = probe_requests(max(read, key=len))
+        alone = super()._loglikelihood_tokens(
+            [(None, list(r.tokens[: r.first_scored + 1]), list(r.targets)) for r in probe],
+            disable_tqdm=True,
+        )
+        expected = [loglikelihood for loglikelihood, _ in alone]
+        why_not = why_not_packed(self.model, probe, expected, True, self.device)
+        if why_not is None:
+            self.loglikelihood_path = "packed"
+        elif why_not_packed(self.model, probe, expected, False, self.device) is None:
+            self.loglikelihood_path = "packed, no shared prefixes"
+        elif self._config.loglikelihood == "packed":
+            raise EvaluationError(
+                f"suite.loglikelihood: this model does not take packed rows ({why_not}). Set it to "
+                "auto or lm_eval."
+            )
+        if why_not is not None:
+            log.warning("log-likelihoods: %s (%s)", self.loglikelihood_path, why_not)
+
+    @override
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[tuple[float, bool]]:
+        if self.loglikelihood_path == "lm_eval":
+            return super().loglikelihood(requests, disable_tqdm=True)
+        key = tuple((r.task_name, r.doc_id, r.args) for r in requests)
+        if key not in self._plans:
+            self._plans[key] = self._plan(requests)
+        planned = self._plans[key]
+        answers = score_plan(self.model, planned.plan)
+        if planned.others:
+            others = super()._loglikelihood_tokens(list(planned.others.values()), disable_tqdm=True)
+            answers.update(zip(planned.others, others, strict=True))
+        return [answers[number] for number in range(len(requests))]
+
+    def _plan(self, requests: Sequence[Instance]) -> Planned:
+        scored = {n: self._scored(request) for n, request in enumerate(requests)}
+        packed = {n: request for n, request in scored.items() if self._fits(request.tokens)}
+        others = {
+            n: (request.args, *self.request_tokens(request))
+            for n, request in enumerate(requests)
+            if n not in packed
+        }
+        least_saved = LEAST_SAVED if self.loglikelihood_path == "packed" else None
+        plan = make_plan(packed, least_saved, self._config.batch_size, self.device)
+        return Planned(plan, others)
+
+    def _scored(self, request: Instance) -> ScoredRequest:
+        """Return what the model reads for a request: too long ones lose their beginning."""
+        context, continuation = self.request_tokens(request)
+        tokens = (*context, *continuation)[-(self.max_length + 1) : -1]
+        return ScoredRequest(request.task_name, request.doc_id, tokens, tuple(continuation))
+
+    def _fits(self, tokens: Sequence[int]) -> bool:
+        """Return whether a packed row may hold these: all of them are in the attention's window."""
+        return self._window is None or len(tokens) <= self._window
+
+    @property
+    def _window(self) -> int | None:
+        """Tokens that the narrowest layer looks back on; None where all look back on all.
+
+        A mask for each pair of tokens takes the place of the one that a layer with a window makes.
+        """
+        config = self.model.config.get_text_config()
+        fields = ("sliding_window", "attention_chunk_size")
+        widths = [width for field in fields if (width := getattr(config, field, None))]
+        return min(widths, default=None)
 
     @override
     def tok_encode(

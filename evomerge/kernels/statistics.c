@@ -115,6 +115,9 @@ INLINE void fetch_block(const Tensors *tensors, int64_t first) {
         const int bytes = (m < 0 ? tensors->base_dtype : tensors->dtypes[m]) == FLOAT32 ? 4 : 2;
         const char *data = (const char *)(m < 0 ? tensors->base : tensors->sources[m]) + first * bytes;
         for (int i = 0; i < BLOCK * bytes; i += 64) __builtin_prefetch(data + i, 0, 2);
+        if (m < 0 || tensors->kind != KEPT || !tensors->kept[m].rank_step) continue;
+        for (int i = 0; i < BLOCK; i += 64)
+            __builtin_prefetch(tensors->kept[m].ranks + first + i, 0, 2);
     }
 }
 

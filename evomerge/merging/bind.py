@@ -36,7 +36,7 @@ class BoundMerge:
         return self.vocabulary.sources
 
 
-class _Prepared(NamedTuple):
+class Prepared(NamedTuple):
     """What all recipes of one form (`plan.form_of`) have in common, over the models of a set."""
 
     outline: Outline
@@ -57,7 +57,7 @@ class ModelSet:
     def __init__(self, models: Mapping[str, Model]) -> None:
         self.models = models
         self._vocabularies: dict[Hashable, Vocabulary] = {}
-        self._prepared: dict[Hashable, _Prepared] = {}
+        self._prepared: dict[Hashable, Prepared] = {}
 
     def bind(self, recipe: Recipe) -> BoundMerge:
         """Bind a recipe to its models, and check that it is a merge of them.
@@ -68,15 +68,24 @@ class ModelSet:
             MergeError: The recipe is not a merge of these models; one line for each of the first
                 problems.
         """
+        outline, vocabulary, config = self.prepared(recipe)
+        return BoundMerge(outline.plan(recipe), vocabulary, config)
+
+    def prepared(self, recipe: Recipe) -> Prepared:
+        """Return what a recipe has in common with all that differ from it in numbers alone.
+
+        Raises:
+            CheckpointError, ConfigError, MergeError: As `bind`, as far as the numbers have no part
+                in it.
+        """
         form = form_of(recipe)
         if form not in self._prepared:
             if len(self._prepared) >= MAX_FORMS:
                 self._prepared.clear()
             self._prepared[form] = self._prepare(recipe)
-        outline, vocabulary, config = self._prepared[form]
-        return BoundMerge(outline.plan(recipe), vocabulary, config)
+        return self._prepared[form]
 
-    def _prepare(self, recipe: Recipe) -> _Prepared:
+    def _prepare(self, recipe: Recipe) -> Prepared:
         donor = self.models[str(recipe.donor)]
         vocabulary = self._vocabulary(recipe)
         outline = make_outline(recipe, vocabulary.sources, layout_of(donor.names()))
@@ -84,7 +93,7 @@ class ModelSet:
         if outline.layers is not None or vocabulary.size is not None:
             size, layers = vocabulary.size, outline.layers
             config = merged_config(donor.folder, vocab_size=size, layers=layers)
-        return _Prepared(outline, vocabulary, config)
+        return Prepared(outline, vocabulary, config)
 
     def _vocabulary(self, recipe: Recipe) -> Vocabulary:
         names = tuple(str(reference) for reference in recipe.references())

@@ -3,9 +3,15 @@
 The dedupe memory, the budget spent, the best so far.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from evomerge.config.recipe import Recipe
 from evomerge.study.records import FINISHED, TrialRecord
+
+
+def hash_of(recipe: Recipe) -> str:
+    """Return the recipe's own hash."""
+    return recipe.hash
 
 
 class Ledger:
@@ -13,10 +19,18 @@ class Ledger:
 
     Args:
         records: Trials that are known.
+        merge_hash: Hash of a recipe that is equal for recipes of one merge. Only open trials are
+            asked about: whether one that is finished was scored is recorded.
     """
 
-    def __init__(self, records: Iterable[TrialRecord] = ()) -> None:
+    def __init__(
+        self,
+        records: Iterable[TrialRecord] = (),
+        merge_hash: Callable[[Recipe], str] = hash_of,
+    ) -> None:
         self._records: dict[int, TrialRecord] = {}
+        self._merge_hash = merge_hash
+        self._merges: dict[str, str] = {}  # by recipe hash
         self._first: dict[str, int] = {}
         for record in records:
             self.put(record)
@@ -24,8 +38,15 @@ class Ledger:
     def put(self, record: TrialRecord) -> None:
         """Add a trial, or replace what is known of it."""
         self._records[record.number] = record
-        number = self._first.setdefault(record.recipe.hash, record.number)
-        self._first[record.recipe.hash] = min(number, record.number)
+        merge = self.merge_of(record)
+        self._first[merge] = min(self._first.setdefault(merge, record.number), record.number)
+
+    def merge_of(self, record: TrialRecord) -> str:
+        """Return the hash that a trial's recipe has in common with all of the same merge."""
+        digest = record.recipe.hash
+        if digest not in self._merges:
+            self._merges[digest] = self._merge_hash(record.recipe)
+        return self._merges[digest]
 
     def __getitem__(self, number: int) -> TrialRecord:
         return self._records[number]
@@ -51,8 +72,12 @@ class Ledger:
         return [record for record in self.records if record.state not in FINISHED]
 
     def original_of(self, record: TrialRecord) -> TrialRecord | None:
-        """Return the earlier trial of the same recipe; None when this is the first."""
-        first = self._first[record.recipe.hash]
+        """Return the earlier trial of the same merge; None when this is the first."""
+        if record.result is not None:
+            # scored or not, it stays so: an earlier version may have known fewer merges as the same
+            told = record.result.duplicate_of
+            return None if told is None else self._records[told]
+        first = self._first[self.merge_of(record)]
         return None if first == record.number else self._records[first]
 
     @property

@@ -60,6 +60,13 @@ KERNELS: tuple[Kernels, ...] = (STREAMED, TRITON, NATIVE, REFERENCE)
 """Every implementation; the first that can run a job does."""
 
 
+def for_device(device: str) -> tuple[str, str | None]:
+    """Return which implementation runs on `cpu` or `cuda`, and why no faster one does, if so."""
+    wanted = TRITON if device == "cuda" else NATIVE
+    why_not = wanted.missing()
+    return (wanted.name, None) if why_not is None else (REFERENCE.name, why_not)
+
+
 def carry_out_all(jobs: Sequence[KernelJob]) -> tuple[list[Written], tuple[str, ...]]:
     """Carry out jobs, each by the first implementation that can.
 

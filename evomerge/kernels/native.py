@@ -99,10 +99,8 @@ def carry_out_all(jobs: Sequence[KernelJob]) -> list[Written]:
     for tensors, places in batches.items():
         launch.add(tensors, [jobs[place] for place in places])
         order += places
-    written: list[Written | None] = [None] * len(jobs)
-    for place, each in zip(order, launch.run(library), strict=True):
-        written[place] = each
-    return written
+    written = dict(zip(order, launch.run(library), strict=True))
+    return [written[place] for place in range(len(jobs))]
 
 
 def _tensors(job: KernelJob) -> tuple[int, ...]:

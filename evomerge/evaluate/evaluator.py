@@ -1,7 +1,7 @@
 """What an evaluation is asked and what it answers: chunks of items in, results per item out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -40,10 +40,14 @@ class TaskItems:
         ids: Document numbers, ascending.
         values: For each of lm-eval's metric keys (`acc,none`), the item's value, in the order of
             `ids`; None where the task gave none, or none that is finite.
+        answers: What the model did, by column, in the order of `ids` (`evaluate/answers.py` lists
+            the columns); None where an item has no such thing. Studies of earlier versions have no
+            columns.
     """
 
     ids: tuple[int, ...]
     values: Mapping[str, tuple[Value, ...]]
+    answers: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
 
 
 EvalResult = Mapping[str, TaskItems]
@@ -99,20 +103,29 @@ class AbstractEvaluator(ABC):
 def join_results(parts: list[EvalResult]) -> EvalResult:
     """Join results of several chunks, in any order; items are ascending by document number.
 
-    A metric that one part has and another has not is None for the items of the latter.
+    A metric or column that one part has and another has not is None for the items of the latter.
     """
     joined: dict[str, TaskItems] = {}
     for task in sorted({task for part in parts for task in part}):
         pieces = [part[task] for part in parts if task in part]
+        sizes = [len(piece.ids) for piece in pieces]
         ids = [i for piece in pieces for i in piece.ids]
         order = sorted(range(len(ids)), key=ids.__getitem__)
-        keys = dict.fromkeys(key for piece in pieces for key in piece.values)
-        values = {
-            key: [v for p in pieces for v in p.values.get(key, (None,) * len(p.ids))]
-            for key in sorted(keys)
-        }
         joined[task] = TaskItems(
             tuple(ids[i] for i in order),
-            {key: tuple(column[i] for i in order) for key, column in values.items()},
+            _join_columns([piece.values for piece in pieces], sizes, order),
+            _join_columns([piece.answers for piece in pieces], sizes, order),
         )
+    return joined
+
+
+def _join_columns(
+    pieces: Sequence[Mapping[str, tuple[Value, ...]]], sizes: Sequence[int], order: Sequence[int]
+) -> dict[str, tuple[Value, ...]]:
+    joined = {}
+    for key in sorted({key for piece in pieces for key in piece}):
+        missing = [(None,) * size for size in sizes]
+        columns = (piece.get(key, none) for piece, none in zip(pieces, missing, strict=True))
+        column = [value for values in columns for value in values]
+        joined[key] = tuple(column[i] for i in order)
     return joined

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from lm_eval.api.instance import Instance
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.utils import normalize_gen_kwargs
 from typing_extensions import override
 
 from evomerge.config.suite import ROLES, ItemRole, SuiteConfig
 from evomerge.errors import ConfigError, EvaluationError, NonFiniteError
+from evomerge.evaluate.answers import Columns, apply_filter, scored_answers, worded_answers
 from evomerge.evaluate.catalog import quiet
 from evomerge.evaluate.evaluator import (
     AbstractEvaluator,
@@ -25,6 +27,7 @@ from evomerge.evaluate.evaluator import (
     TaskItems,
     Value,
 )
+from evomerge.evaluate.flags import PROMPT_TRUNCATED
 from evomerge.evaluate.plain import digest, is_finite, plain
 from evomerge.evaluate.prepared_lm import NonFinitePrompt, PreparedLM
 from evomerge.evaluate.prompts import Item, build_items, remember_targets
@@ -61,6 +64,7 @@ class Harness(AbstractEvaluator):
         with quiet():
             self._lm = PreparedLM(model, tokenizer, config)
         self._items: dict[ItemRole, dict[str, dict[int, Item]]] = {}
+        self._shortened: dict[tuple[ItemRole, str], frozenset[int]] = {}
         searched = self._prepare("search").values()
         with quiet():
             self._lm.choose_path(
@@ -93,7 +97,7 @@ class Harness(AbstractEvaluator):
         with quiet():
             self._answer([item for items in picked.values() for item in items.values()])
             return {
-                task.name: _results(task, chunk.role, picked[task.name])
+                task.name: self._results(task, chunk.role, picked[task.name])
                 for task in self._tasks.tasks
                 if task.name in picked
             }
@@ -114,13 +118,14 @@ class Harness(AbstractEvaluator):
         items = build_items(
             part.task, part.ids, config.fewshot_seed, config.chat, self._lm.apply_chat_template
         )
-        shortened = sum(
-            [self._check(f"task {task.name!r} item {i}", item) for i, item in items.items()]
-        )
+        shortened = [
+            i for i, item in items.items() if self._check(f"task {task.name!r} item {i}", item)
+        ]
+        self._shortened[role, task.name] = frozenset(shortened)
         if shortened:
             log.warning(
                 "task %r: %d of %d %s items do not fit into %d tokens and lose their beginning",
-                task.name, shortened, len(items), role, self._lm.max_length,
+                task.name, len(shortened), len(items), role, self._lm.max_length,
             )  # fmt: skip
         return items
 
@@ -175,6 +180,21 @@ class Harness(AbstractEvaluator):
                 if kind != "generate_until" and not math.isfinite(_loglikelihood(response)):
                     raise _non_finite(request, "a log-likelihood")
                 request.resps.append(response)
+
+    def _results(self, task: SuiteTask, role: ItemRole, items: Mapping[int, Item]) -> TaskItems:
+        """Filter the responses of a task's items and measure each, as lm-eval's evaluator does."""
+        reading = task.roles[role].task
+        requests = [request for item in items.values() for request in item.requests]
+        failed = {ensemble.name: apply_filter(ensemble, requests) for ensemble in reading._filters}
+        values = _measure(task, reading, items)
+        shortened = self._shortened[role, task.name]
+        answers: Columns = {PROMPT_TRUNCATED: tuple(i in shortened for i in items)}
+        asked = list(items.values())
+        if reading.OUTPUT_TYPE == "generate_until":
+            answers |= worded_answers(asked, self._lm.generated, failed, role != "search")
+        else:
+            answers |= scored_answers(reading, asked)
+        return TaskItems(tuple(items), values, answers)
 
     def _digest(self) -> str:
         settings = self._config.model_dump(exclude={"include_path": True, "tasks": True})
@@ -250,14 +270,10 @@ def _fresh(item: Item) -> Item:
     return Item(item.document, tuple(blank))
 
 
-def _results(task: SuiteTask, role: ItemRole, items: Mapping[int, Item]) -> TaskItems:
-    """Filter the responses of a task's items and measure each, as lm-eval's evaluator does."""
-    reading = task.roles[role].task
-    requests = [request for item in items.values() for request in item.requests]
-    for ensemble in reading._filters:
-        ensemble.apply(requests)
+def _measure(task: SuiteTask, reading: ConfigurableTask, items: Mapping[int, Item]) -> Columns:
+    """Return the value of each metric with each filter, by lm-eval's `process_results`."""
     columns: dict[str, dict[int, Value]] = defaultdict(dict)
-    for name in requests[0].filtered_resps:
+    for name in next(iter(items.values())).requests[0].filtered_resps:
         for i, item in items.items():
             responses = [request.filtered_resps[name] for request in item.requests]
             for metric, value in reading.process_results(item.document, responses).items():
@@ -267,8 +283,7 @@ def _results(task: SuiteTask, role: ItemRole, items: Mapping[int, Item]) -> Task
             f"task {task.name!r}: its results hold no {task.metric}. They hold "
             f"{', '.join(columns)}."
         )
-    ids = tuple(items)
-    return TaskItems(ids, {key: tuple(map(column.get, ids)) for key, column in columns.items()})
+    return {key: tuple(map(column.get, items)) for key, column in columns.items()}
 
 
 def _value(task: SuiteTask, i: int, key: str, value: Any) -> Value:

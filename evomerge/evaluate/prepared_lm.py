@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import Collator
 from transformers import StoppingCriteria, StoppingCriteriaList
 from typing_extensions import override
 
@@ -26,6 +27,19 @@ log = logging.getLogger(__name__)
 
 LoglikelihoodPath = Literal["packed", "packed, no shared prefixes", "lm_eval"]
 """How log-likelihoods of choices are computed."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """How an answer in words came about.
+
+    Attributes:
+        length: Its tokens, stop text included, end-of-text not.
+        truncated: Whether it was still going on when its tokens were used up.
+    """
+
+    length: int
+    truncated: bool
 
 
 class NonFinitePrompt(Exception):
@@ -82,37 +96,56 @@ class PreparedLM(HFLM):
         self._tokens: dict[tuple[Any, ...], list[int]] = {}
         self._batches: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
         self._prompts: tuple[str, ...] = ()
+        self._by_prompt: dict[str, Generated] = {}  # of requests with the same arguments
+        self._generated: dict[tuple[Any, ...], Generated] = {}
         self._config = config
         self._plans: dict[tuple[Any, ...], Planned] = {}
         self.loglikelihood_path: LoglikelihoodPath = "lm_eval"
 
     def request_tokens(self, request: Instance) -> tuple[list[int], list[int]]:
-        """Return the tokens of a request: context and continuation, empty where it has none."""
+        """Return the tokens of a request: context and continuation, empty where it has none.
+
+        As in lm-eval, a token that begins texts is the context of a continuation without one.
+        """
         if request.request_type != "loglikelihood":
             return self.tok_encode(request.args[0]), []
         context, continuation = request.args
         if context:
             return self._encode_pair(context, continuation)
-        tokens, first = (
-            self.tok_encode(continuation, add_special_tokens=False),
-            self.prefix_token_id,
-        )
-        return (tokens[:1], tokens[1:]) if tokens[:1] == [first] else ([first], tokens)
+        tokens = self.tok_encode(continuation, add_special_tokens=False)
+        first = [self.prefix_token_id]
+        return (first, tokens[1:]) if tokens[:1] == first else (first, tokens)
 
     def choose_path(self, requests: Sequence[Instance]) -> None:
         """Decide how log-likelihoods are computed from now on, by trying it on this model.
 
         Args:
-            requests: Some that will be scored, of any kind.
+            requests: Those that will be scored, or some of them; of any kind.
 
         Raises:
             EvaluationError: The suite asks for packed rows and the model does not take them.
         """
-        asked = [r for r in requests if r.request_type == "loglikelihood"]
-        read = [tokens for r in asked if self._fits(tokens := self._scored(r).tokens)]
-        if not read or self._config.loglikelihood == "lm_eval":
+        wanted = self._config.loglikelihood
+        asked = [self._scored(r).tokens for r in requests if r.request_type == "loglikelihood"]
+        if not asked or wanted == "lm_eval":
             return
-        probe = probe_requests(max(read, key=len))
+        self.loglikelihood_path, why_not = self._try_paths(asked)
+        if why_not is None:
+            log.info("log-likelihoods: %s", self.loglikelihood_path)
+        elif wanted == "packed" and self.loglikelihood_path == "lm_eval":
+            raise EvaluationError(
+                f"suite.loglikelihood: this model does not take packed rows ({why_not}). Set it to "
+                "auto or lm_eval."
+            )
+        else:
+            log.warning("log-likelihoods: %s (%s)", self.loglikelihood_path, why_not)
+
+    def _try_paths(self, asked: Sequence[tuple[int, ...]]) -> tuple[LoglikelihoodPath, str | None]:
+        """Return the fastest path that gives lm-eval's numbers, and why it is not a faster one."""
+        short = [tokens for tokens in asked if self._fits(tokens)]
+        if not short:
+            return "lm_eval", f"nothing is within the attention window of {self._window} tokens"
+        probe = probe_requests(max(short, key=len))
         alone = super()._loglikelihood_tokens(
             [(None, list(r.tokens[: r.first_scored + 1]), list(r.targets)) for r in probe],
             disable_tqdm=True,
@@ -120,16 +153,10 @@ class PreparedLM(HFLM):
         expected = [loglikelihood for loglikelihood, _ in alone]
         why_not = why_not_packed(self.model, probe, expected, True, self.device)
         if why_not is None:
-            self.loglikelihood_path = "packed"
-        elif why_not_packed(self.model, probe, expected, False, self.device) is None:
-            self.loglikelihood_path = "packed, no shared prefixes"
-        elif self._config.loglikelihood == "packed":
-            raise EvaluationError(
-                f"suite.loglikelihood: this model does not take packed rows ({why_not}). Set it to "
-                "auto or lm_eval."
-            )
-        if why_not is not None:
-            log.warning("log-likelihoods: %s (%s)", self.loglikelihood_path, why_not)
+            return "packed", None
+        if why_not_packed(self.model, probe, expected, False, self.device) is None:
+            return "packed, no shared prefixes", why_not
+        return "lm_eval", why_not
 
     @override
     def loglikelihood(
@@ -181,6 +208,24 @@ class PreparedLM(HFLM):
         return min(widths, default=None)
 
     @override
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        # lm-eval's own groups: requests with different arguments are never in one batch
+        groups = Collator.group(list(enumerate(requests)), _arguments, "gen_kwargs").values()
+        self._generated = {}
+        texts = [""] * len(requests)
+        for group in groups:
+            self._by_prompt = {}
+            answers = super().generate_until([r for _, r in group], disable_tqdm=True)
+            for (number, request), text in zip(group, answers, strict=True):
+                texts[number] = text
+                self._generated[_key(request)] = self._by_prompt[request.args[0]]
+        return texts
+
+    def generated(self, request: Instance) -> Generated:
+        """Return how the answer to one of the last requests in words came about."""
+        return self._generated[_key(request)]
+
+    @override
     def tok_encode(
         self,
         string: str,
@@ -221,18 +266,32 @@ class PreparedLM(HFLM):
         self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
     ) -> torch.Tensor:
         generation_kwargs.pop("temperature", None)  # 0, as decoding is greedy
+        stop_rows = self._stop_rows(stop, context.shape[1])
         hook = self.model.register_forward_hook(self._check_logits)
         try:
-            return self.model.generate(
+            tokens = self.model.generate(
                 input_ids=context,
                 max_length=max_length,
-                stopping_criteria=StoppingCriteriaList([self._stop_rows(stop, context.shape[1])]),
+                stopping_criteria=StoppingCriteriaList([stop_rows]),
                 pad_token_id=self.tokenizer.pad_token_id,
                 use_cache=True,
                 **generation_kwargs,
             )
         finally:
             hook.remove()
+        rows = tokens[:, context.shape[1] :].tolist()
+        for number, (prompt, row) in enumerate(zip(self._prompts, rows, strict=True)):
+            self._by_prompt[prompt] = self._how(row, stop_rows.stopped_at.get(number))
+        return tokens
+
+    def _how(self, tokens: list[int], stopped_at: int | None) -> Generated:
+        """Return how an answer came about from its row, which padding may follow."""
+        ends = self.model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        tokens = tokens[:stopped_at]
+        end = next((i for i, token in enumerate(tokens) if token in ends), None)
+        truncated = stopped_at is None and end is None
+        return Generated(len(tokens) if end is None else end, truncated)
 
     def _stop_rows(self, stop: list[str], prompt_length: int) -> "StopRows":
         end = self.think_end_token
@@ -251,6 +310,15 @@ class PreparedLM(HFLM):
             raise NonFinitePrompt(self._prompts[rows.index(False)])
 
 
+def _arguments(numbered: tuple[int, Instance]) -> dict[str, Any]:
+    arguments: dict[str, Any] = numbered[1].args[1]
+    return arguments
+
+
+def _key(request: Instance) -> tuple[Any, ...]:
+    return request.task_name, request.doc_id, request.idx
+
+
 class StopRows(StoppingCriteria):
     """Ends each row of a generation at its own stop text; one within the thinking does not count.
 
@@ -261,6 +329,9 @@ class StopRows(StoppingCriteria):
         window: How many of the last tokens are searched. lm-eval takes two more than a stop text
             has, as a model may spell it in other tokens.
         think_end: Text that ends the thinking; None where there is none.
+
+    Attributes:
+        stopped_at: For each row that has met a stop text, how many tokens it had then.
     """
 
     def __init__(
@@ -273,6 +344,7 @@ class StopRows(StoppingCriteria):
     ) -> None:
         self._tokenizer, self._texts, self._think_end = tokenizer, texts, think_end
         self._prompt_length, self._window = prompt_length, window
+        self.stopped_at: dict[int, int] = {}
 
     @override
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
@@ -283,4 +355,7 @@ class StopRows(StoppingCriteria):
             rows = self._tokenizer.batch_decode(answers)
             recent = [row.partition(self._think_end)[2] for row in rows]
         done = [any(text in row for text in self._texts) for row in recent]
+        for number, stopped in enumerate(done):
+            if stopped:
+                self.stopped_at.setdefault(number, answers.shape[1])
         return torch.tensor(done, device=input_ids.device)

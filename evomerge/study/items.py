@@ -1,7 +1,8 @@
 """Results per item, beside the study: a file for each recipe and role, a line for each chunk.
 
 A chunk is written the moment it comes back, before its trial is recorded, so a killed search scores
-no chunk twice. A line that was cut off by a kill is ignored and its chunk scored again.
+no chunk twice. A line that was cut off by a kill is ignored and its chunk scored again. The results
+within a line are packed (`study/packing.py`); lines of earlier versions hold them as plain JSON.
 """
 
 import json
@@ -12,7 +13,8 @@ from typing import Any
 
 from evomerge.config.suite import ItemRole
 from evomerge.errors import StudyError
-from evomerge.evaluate.evaluator import EvalResult, TaskItems
+from evomerge.evaluate.evaluator import EvalResult, TaskItems, Value
+from evomerge.study.packing import pack, unpack
 
 
 @dataclass(frozen=True)
@@ -99,20 +101,19 @@ def _to_json(chunk: ScoredChunk) -> dict[str, Any]:
         "kernels": chunk.kernels,
         "seconds_merge": chunk.seconds_merge,
         "seconds_score": chunk.seconds_score,
-        "tasks": {
-            task: {"ids": items.ids, "values": dict(items.values)}
-            for task, items in chunk.result.items()
-        },
+        "packed": pack({task: vars(items) for task, items in chunk.result.items()}),
     }
 
 
 def _from_json(data: dict[str, Any]) -> ScoredChunk:
+    tasks = unpack(data["packed"]) if "packed" in data else data["tasks"]
     result = {
         task: TaskItems(
             ids=tuple(items["ids"]),
-            values={key: tuple(column) for key, column in items["values"].items()},
+            values=_columns(items["values"]),
+            answers=_columns(items.get("answers", {})),
         )
-        for task, items in data["tasks"].items()
+        for task, items in tasks.items()
     }
     return ScoredChunk(
         index=data["chunk"],
@@ -123,3 +124,7 @@ def _from_json(data: dict[str, Any]) -> ScoredChunk:
         seconds_score=data["seconds_score"],
         kernels=tuple(data.get("kernels", ())),
     )
+
+
+def _columns(columns: dict[str, list[Value]]) -> dict[str, tuple[Value, ...]]:
+    return {key: tuple(column) for key, column in columns.items()}

@@ -10,7 +10,15 @@ from evomerge.study.items import ItemStore, ScoredChunk
 
 
 def chunk(index, value=0.1 + 0.2):
-    items = TaskItems((3, 5), {"acc,none": (value, 1.0), "ppl,none": ([1.5, 2], [math.pi, 3])})
+    values = {"acc,none": (value, 1.0), "ppl,none": ([1.5, 2], [math.pi, 3])}
+    answers = {
+        "loglikelihoods": ([-math.pi, -1e-300], [-2.5, -0.0]),
+        "greedy": ([True, False], [False, False]),
+        "chosen": (1, 0),
+        "gold": (None, [0, 1]),
+        "text": ("a\nb", "ü"),
+    }
+    items = TaskItems((3, 5), values, answers)
     return ScoredChunk(index, {"task": items}, "digest", "worker", 0.25, 1e-17)
 
 
@@ -21,6 +29,24 @@ def test_round_trip_is_exact(tmp_path):
     assert store.read("hash", "search") == {0: chunk(0), 2: chunk(2)}
     assert store.read("hash", "confirm") == {}
     assert store.read("other", "search") == {}
+
+
+OLD = (
+    '{"chunk":1,"digest":"d","worker":"w","seconds_merge":0.25,"seconds_score":0.5,'
+    '"tasks":{"task":{"ids":[3,5],"values":{"acc,none":[0.1,null]}}}}'
+)
+
+
+def test_lines_of_earlier_versions_are_read_beside_new_ones(tmp_path):
+    store = ItemStore(tmp_path)
+    store.add("hash", "search", chunk(0))
+    path = next(tmp_path.rglob("*.jsonl"))
+    path.write_text(path.read_text() + OLD + "\n")
+    store.add("hash", "search", chunk(2))
+    old = ScoredChunk(
+        1, {"task": TaskItems((3, 5), {"acc,none": (0.1, None)})}, "d", "w", 0.25, 0.5
+    )
+    assert store.read("hash", "search") == {0: chunk(0), 1: old, 2: chunk(2)}
 
 
 @pytest.mark.parametrize("cut", [1, 20, 60])
@@ -38,7 +64,7 @@ def test_a_line_cut_off_by_a_kill_is_ignored_and_mended_by_the_next(tmp_path, cu
 
 @pytest.mark.parametrize(
     "line",
-    ["1", "{}", "null", "[]", '"x"', '{"tasks": 1}', '{"tasks": {"t": 1}}',
+    ["1", "{}", "null", "[]", '"x"', '{"packed": "x"}', '{"packed": 1}', '{"tasks": 1}', '{"tasks": {"t": 1}}',
      '{"chunk": [], "tasks": {}, "digest": "", "worker": "", "seconds_merge": 0, "seconds_score": 0}'],
 )  # fmt: skip
 def test_a_line_that_is_no_chunk_is_ignored(tmp_path, line):

@@ -101,16 +101,20 @@ class Ledger:
         return sum(record.result.examples for record in self.records if record.result)
 
     @property
+    def num_examples_of_candidates(self) -> int:
+        """Items scored for candidates, which is what counts against the budget."""
+        return sum(record.result.examples for record in self.candidates if record.result)
+
+    @property
     def elapsed_s(self) -> float:
         """Seconds the search had run when the last result was recorded."""
         return max((r.result.elapsed_s for r in self.records if r.result), default=0.0)
 
     @property
     def worst_loss(self) -> float | None:
-        """The largest loss that was scored; None before the first score."""
-        losses = [
-            -r.result.fitness for r in self.records if r.result and r.result.fitness is not None
-        ]
+        """The largest loss that was scored, extra baselines left out; None before the first."""
+        records = [record for record in self.records if not record.is_extra]
+        losses = [-r.result.fitness for r in records if r.result and r.result.fitness is not None]
         return max(losses, default=None)
 
     @property

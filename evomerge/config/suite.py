@@ -97,6 +97,13 @@ class SuiteConfig(StrictModel):
     """Folder or folders with task YAML files, read before lm-eval's own tasks."""
 
     items: ItemsConfig = ItemsConfig()
+    leakage: Literal["refuse", "allow"] = "refuse"
+    """What becomes of a suite whose scores would flatter: items that two roles share, or a winner
+    chosen on the split on which a well-known benchmark's scores are published.
+
+    Where it is allowed, status, exported recipes and model cards say what leaks.
+    """
+
     chat: ChatConfig = ChatConfig()
     batch_size: int = Field(16, ge=1)
     """Rows per forward pass. A fixed number: batches are part of the numbers.
@@ -119,7 +126,8 @@ class SuiteConfig(StrictModel):
     `packed` reads an item's context once, all its choices after it, and the beginning that a task's
     items share once for all. `lm_eval` reads the context again with each choice, as lm-eval does.
     `auto` is packed where the model, tried on a few rows, gives the same numbers up to rounding,
-    and lm_eval where it does not; a study goes on only with the one that it began with.
+    and lm_eval where it does not; a study goes on only with the one that it began with. Items that
+    do not fit into a model's sliding window are read as by lm_eval in any case.
     """
 
     add_bos_token: bool | None = None

@@ -4,7 +4,9 @@ Every decision is a hash of the seed and of what is decided on, never a state of
 same on every worker, and nested, so that a raised count only adds items.
 """
 
+import unicodedata
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from evomerge.config.suite import ItemRole
 from evomerge.evaluate.plain import digest
@@ -22,6 +24,15 @@ IDENTIFIERS = frozenset(
 def content_hash(document: Mapping[str, object]) -> str:
     """Return a hash of what a document says, without the fields that only number it."""
     return digest({k: v for k, v in document.items() if k.lower() not in IDENTIFIERS})
+
+
+def text_hash(document: Mapping[str, object]) -> str:
+    """Return a hash that documents share which differ only in case, white space or Unicode forms.
+
+    Data sets are copied, cleaned and re-published, which changes just that; such an item gives its
+    answer away like the item itself. Digits, punctuation and the order of choices count.
+    """
+    return digest(_folded({k: v for k, v in document.items() if k.lower() not in IDENTIFIERS}))
 
 
 def first_copies(hashes: Sequence[str]) -> list[int]:
@@ -111,6 +122,14 @@ def deal(
         ids = {task: tuple(sorted(i for t, i in part if t == task)) for task in strata_by_task}
         chunks.append({task: members for task, members in ids.items() if members})
     return chunks
+
+
+def _folded(value: Any) -> Any:
+    if isinstance(value, str):
+        return " ".join(unicodedata.normalize("NFKC", value).casefold().split())
+    if isinstance(value, Mapping):
+        return {key: _folded(member) for key, member in value.items()}
+    return [_folded(member) for member in value] if isinstance(value, list | tuple) else value
 
 
 def _shuffled(ids: Sequence[int], seed: int) -> list[int]:

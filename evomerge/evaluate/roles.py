@@ -1,14 +1,23 @@
 """Roles: which documents of a task are for search, confirm and report; none has two roles."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
 
 from evomerge.config.suite import ROLES, ItemRole, SuiteConfig, TaskConfig
 from evomerge.errors import ConfigError
 from evomerge.evaluate.catalog import Catalog
-from evomerge.evaluate.items import Strata, content_hash, draw_order, draw_roles, first_copies
+from evomerge.evaluate.items import (
+    Strata,
+    content_hash,
+    draw_order,
+    draw_roles,
+    first_copies,
+    text_hash,
+)
 from evomerge.evaluate.settings import apply_settings
 from evomerge.registry import did_you_mean
 from evomerge.seeds import stream_seed
@@ -24,6 +33,7 @@ class RolePart:
         ids: Document numbers within the split, ascending.
         strata: The same, by the value of the field that draws are stratified by.
         contents: Hash of each document, in the order of `ids`.
+        texts: The same, equal for documents that are nearly equal (`text_hash`).
     """
 
     task: ConfigurableTask
@@ -31,6 +41,7 @@ class RolePart:
     ids: tuple[int, ...]
     strata: Strata
     contents: tuple[str, ...]
+    texts: tuple[str, ...]
 
 
 def assign_roles(
@@ -68,26 +79,61 @@ def assign_roles(
     roles: dict[ItemRole, RolePart] = {}
     for split, counts in sharing.items():
         try:
-            reading = task if split == own else _reading(split, entry.task, task, catalog)
+            as_it_is = split == own and _keeps_questions_out(task)
+            reading = task if as_it_is else _reading(split, entry.task, task, catalog)
         except ConfigError as error:
             problems.append(f"suite.items: split {split!r}: {error}")
             continue
-        if split != own:
+        if reading is not task:
             problems.extend(f"{where}.{problem}" for problem in apply_settings(reading, entry))
         roles |= _draw(entry.task, reading, split, counts, config, problems)
-    problems.extend(_leakage(entry.task, roles))
     return roles
 
 
 def _reading(split: str, name: str, task: ConfigurableTask, catalog: Catalog) -> ConfigurableTask:
     """Return the task with another evaluation split; its few-shot examples stay the same."""
-    shown = task.fewshot_cfg
     changes = {"test_split": split}
-    default = task.config.training_split or task.config.validation_split
-    if shown.split is None and shown.samples is None and split == default:
+    if split == _split_shown(task):
         # lm-eval keeps a question out of its own examples only if the split of those is named
         changes["fewshot_split"] = split
     return catalog.load(name, changes)
+
+
+def _split_shown(task: ConfigurableTask) -> str | None:
+    """Return the split that few-shot examples come from; None for examples of the task's file."""
+    shown, config = task.fewshot_cfg, task.config
+    if shown.split is not None or shown.samples is not None:
+        return shown.split
+    return config.training_split or config.validation_split or config.test_split
+
+
+def _keeps_questions_out(task: ConfigurableTask) -> bool:
+    """Whether lm-eval shows no question of the task's own split as its own example.
+
+    It compares names of splits: where the examples' is named and is the test split, the question is
+    taken out; a task without a test split, scored on the validation split that it also shows, is
+    not noticed.
+    """
+    shown, config = _split_shown(task), task.config
+    if not config.num_fewshot or shown != (config.test_split or config.validation_split):
+        return True
+    return bool(task.fewshot_cfg.split == config.test_split)
+
+
+def _among_examples(task: ConfigurableTask, documents: list[Any], texts: list[str]) -> set[int]:
+    """Return the documents of which a copy may be shown with its answer as a few-shot example."""
+    if not task.config.num_fewshot or not hasattr(task, "sampler"):
+        return set()
+    left_out = task.fewshot_cfg.split == task.config.test_split  # by lm-eval, the document itself
+    asked, shown = set(texts), defaultdict[str, list[Any]](list)
+    for example in task.sampler.fewshot_docs():
+        if (text := text_hash(example)) in asked:
+            shown[text].append(example)
+    return {
+        i
+        for i, (document, text) in enumerate(zip(documents, texts, strict=True))
+        if any(not (left_out and example == document) for example in shown.get(text, ()))
+    }
 
 
 def _draw(
@@ -106,10 +152,13 @@ def _draw(
             f"{field!r}.{did_you_mean(field, documents[0])}"
         )
         return {}
-    contents = [content_hash(document) for document in documents]
+    texts = [text_hash(document) for document in documents]
     # roles that share a split must not get two copies of one document
-    ids = first_copies(contents) if len(counts) > 1 else list(range(len(documents)))
-    problem = _shortage(name, split, counts, len(ids), len(documents) - len(ids))
+    firsts = first_copies(texts) if len(counts) > 1 else list(range(len(documents)))
+    shown = _among_examples(task, documents, texts)
+    ids = [i for i in firsts if i not in shown]
+    left_out = (len(documents) - len(firsts), len(firsts) - len(ids))
+    problem = _shortage(name, split, counts, len(ids), left_out)
     if problem:
         problems.append(problem)
         return {}
@@ -117,14 +166,23 @@ def _draw(
     order = draw_order(_strata(ids, values), stream_seed(config.items.seed, "items", name, split))
     return {
         role: RolePart(
-            task, split, tuple(drawn), _strata(drawn, values), tuple(contents[i] for i in drawn)
+            task,
+            split,
+            tuple(drawn),
+            _strata(drawn, values),
+            tuple(content_hash(documents[i]) for i in drawn),
+            tuple(texts[i] for i in drawn),
         )
         for role, drawn in draw_roles(order, counts).items()
     }
 
 
 def _shortage(
-    name: str, split: str, counts: Mapping[ItemRole, int | None], available: int, copies: int
+    name: str,
+    split: str,
+    counts: Mapping[ItemRole, int | None],
+    available: int,
+    left_out: tuple[int, int],
 ) -> str | None:
     all_left = [role for role, count in counts.items() if count is None]
     if len(all_left) > 1:
@@ -136,7 +194,10 @@ def _shortage(
     if asked + len(all_left) <= available:
         return None
     listed = " + ".join(f"{role} {'the rest' if n is None else n}" for role, n in counts.items())
-    without = f" (without {copies} copies of other documents)" if copies else ""
+    copies, shown = left_out
+    reasons = [f"{copies} copies of other documents"] if copies else []
+    reasons += [f"{shown} that may be shown as examples"] if shown else []
+    without = f" (without {' and '.join(reasons)})" if reasons else ""
     return (
         f"suite.items: task {name!r} has {available} items in split {split!r}{without}, {listed} "
         "are asked for. Lower a count, or give a role another split."
@@ -148,20 +209,3 @@ def _strata(ids: Iterable[int], values: Mapping[int, str]) -> dict[str, list[int
     for i in ids:
         strata.setdefault(values[i], []).append(i)
     return strata
-
-
-def _leakage(name: str, roles: Mapping[ItemRole, RolePart]) -> list[str]:
-    """Return a sentence for each pair of roles that use the same documents, from two splits."""
-    problems = []
-    present = [role for role in ROLES if role in roles]
-    for a, first in enumerate(present):
-        for second in present[a + 1 :]:
-            shared = set(roles[first].contents).intersection(roles[second].contents)
-            if shared:
-                where = " and ".join(f"{r} (split {roles[r].split!r})" for r in (first, second))
-                problems.append(
-                    f"suite.items: task {name!r}: {where} use {len(shared)} of the same documents, "
-                    "which is leakage. Draw both from one split, or remove the copies from the "
-                    "data."
-                )
-    return problems

@@ -14,6 +14,7 @@ from evomerge.errors import ConfigError, EvaluationError, NonFiniteError
 from evomerge.evaluate.catalog import Catalog, quiet
 from evomerge.evaluate.evaluator import Chunk, EvalResult, TaskMetric, Value
 from evomerge.evaluate.items import deal
+from evomerge.evaluate.leakage import Tested, find_leaks
 from evomerge.evaluate.roles import RolePart, assign_roles
 from evomerge.evaluate.scores import ScoredTask
 from evomerge.evaluate.settings import apply_settings
@@ -47,9 +48,13 @@ class SuiteTask:
 class TaskSuite:
     """The checked tasks of a suite. Made by `load_tasks`; the same on every worker."""
 
-    def __init__(self, config: SuiteConfig, tasks: Sequence[SuiteTask]) -> None:
+    def __init__(
+        self, config: SuiteConfig, tasks: Sequence[SuiteTask], leakage: Sequence[str] = ()
+    ) -> None:
         self.config = config
         self.tasks = tuple(tasks)
+        # a sentence for each leak that the suite allows
+        self.leakage = tuple(leakage)
 
     @property
     def scored(self) -> tuple[ScoredTask, ...]:
@@ -119,9 +124,25 @@ def load_tasks(config: SuiteConfig) -> TaskSuite:
             _load_task(f"suite.tasks[{i}]", entry, config, catalog, problems)
             for i, entry in enumerate(config.tasks)
         ]
+    leaks = find_leaks([_items_of(i, task) for i, task in enumerate(loaded) if task is not None])
+    if config.leakage == "refuse":
+        problems += [leak.refusal for leak in leaks]
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
-    return TaskSuite(config, [task for task in loaded if task is not None])
+    tasks = [task for task in loaded if task is not None]
+    return TaskSuite(config, tasks, [f"{leak.what}." for leak in leaks])
+
+
+def _items_of(i: int, task: SuiteTask) -> Tested:
+    settings = task.task.config
+    return Tested(
+        where=f"suite.tasks[{i}]",
+        name=task.name,
+        data=settings.dataset_path or "",
+        own_split=settings.test_split or settings.validation_split,
+        splits=list(task.task.dataset),
+        roles=dict(task.roles),
+    )
 
 
 def _load_task(

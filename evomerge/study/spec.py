@@ -9,6 +9,7 @@ from typing import Any
 from evomerge.checkpoints.sidecars import sidecars_hash
 from evomerge.config.mergekit import OWN_SETTINGS
 from evomerge.config.search import MergeConfig
+from evomerge.config.suite import SuiteConfig
 from evomerge.evaluate.evaluator import SuiteFacts
 from evomerge.study.setup import Setup
 
@@ -43,10 +44,17 @@ def make_spec(setup: Setup, facts: SuiteFacts) -> dict[str, Any]:
         "merge": _merge(config.merge),
         "space": config.model_dump(mode="json", include={"space"})["space"],
         "knobs": setup.space.describe(),
-        "suite": {"digest": facts.digest, **config.suite.model_dump(mode="json")},
+        "suite": {"digest": facts.digest, **_suite(config.suite)},
         "objective": config.objective.model_dump(mode="json"),
         "proposer": config.proposer.model_dump(mode="json"),
     }
+
+
+def _suite(suite: SuiteConfig) -> dict[str, Any]:
+    # as of a merge, below
+    later = {"leakage"}
+    said = suite.model_dump(mode="json", include=later, exclude_defaults=True)
+    return suite.model_dump(mode="json", exclude=later) | said
 
 
 def _merge(merge: MergeConfig) -> dict[str, Any]:

@@ -49,6 +49,10 @@ def _facts(setup: "Setup") -> dict[str, Any]:
         "method": config.merge.method,
         "settings": config.merge.model_dump(include=set(OWN_SETTINGS), exclude_defaults=True),
         "knobs": setup.space.describe(),
+        "findings": [
+            {"knobs": list(finding.knobs), "sentence": finding.sentence}
+            for finding in setup.findings
+        ],
         "proposer": config.proposer.model_dump(mode="json"),
         "tasks": {
             task.name: {
@@ -60,9 +64,32 @@ def _facts(setup: "Setup") -> dict[str, Any]:
             for task in setup.tasks.scored
         },
         "examples_per_evaluation": sum(c.num_items for c in setup.tasks.chunks("search")),
+        "baselines": _baselines(setup),
+        "leakage": list(setup.tasks.leakage),
         "budget": config.study.budget.model_dump(mode="json"),
         "memory": _memory(setup),
+        "kernels": _kernels(setup),
     }
+
+
+def _baselines(setup: "Setup") -> dict[str, Any]:
+    from evomerge.study.baselines import RANDOM, num_evaluations
+
+    asked, evaluations = setup.config.study.baselines, num_evaluations(setup)
+    return {
+        "names": ["base", "parents", *(n for n in asked if n not in setup.unfit_baselines)],
+        "skipped": dict(setup.unfit_baselines),
+        "evaluations": evaluations,
+        "items": evaluations * sum(c.num_items for c in setup.tasks.chunks("search")),
+        "random_search": RANDOM in asked,
+    }
+
+
+def _kernels(setup: "Setup") -> dict[str, str | None]:
+    from evomerge.kernels.dispatch import for_device
+
+    name, why_not = for_device("cuda" if setup.config.workers.gpus else "cpu")
+    return {"name": name, "why_no_faster": why_not}
 
 
 def _memory(setup: "Setup") -> dict[str, Any]:
@@ -114,6 +141,8 @@ def _print(facts: dict[str, Any]) -> None:
     click.echo(f"\nknobs ({len(facts['knobs'])})")
     for knob in facts["knobs"]:
         click.echo(f"  {knob['name']:<32} {_range_of(knob)}, starts at {knob['initial']}")
+    for finding in facts["findings"]:
+        click.echo(f"  warning: {finding['sentence']}")
     click.echo(f"\ntasks ({facts['examples_per_evaluation']} items per evaluation)")
     for name, task in facts["tasks"].items():
         items = ", ".join(f"{number} {role}" for role, number in task["items"].items())
@@ -123,12 +152,30 @@ def _print(facts: dict[str, Any]) -> None:
             f"weight {task['weight']:g}; {items}"
         )
     _print_memory(facts["memory"])
+    kernels = facts["kernels"]
+    slow = f", right but slow: {kernels['why_no_faster']}" if kernels["why_no_faster"] else ""
+    click.echo(f"  merge kernels {kernels['name']}{slow}")
+    _print_baselines(facts["baselines"])
+    for sentence in facts["leakage"]:
+        click.echo(f"  leakage: {sentence}")
     limits = ", ".join(f"{v:g} {k}" for k, v in facts["budget"].items() if v is not None)
     proposer = facts["proposer"]
     click.echo(
         f"\nproposer {proposer['name']}, population {proposer['population']}; budget {limits}"
     )
-    click.echo("nothing is wrong; start it with evomerge search")
+    wrong = "see the warnings" if facts["findings"] else "nothing is wrong"
+    click.echo(f"{wrong}; start it with evomerge search")
+
+
+def _print_baselines(facts: dict[str, Any]) -> None:
+    random = ", and with random search as many as the search" if facts["random_search"] else ""
+    click.echo(
+        f"\nbaselines, on top of the budget ({facts['items']:,} items in at most "
+        f"{facts['evaluations']} evaluations{random})"
+    )
+    click.echo(f"  {', '.join(facts['names'])}")
+    for name, reason in facts["skipped"].items():
+        click.echo(f"  without {name}: {reason}")
 
 
 def _print_memory(facts: dict[str, Any]) -> None:

@@ -47,7 +47,13 @@ def run_and_report(config: "SearchConfig", *, resume: bool, again: str) -> None:
 
     try:
         with Progress(config) as progress, _interruption(progress.say) as stop:
-            run_search(config, resume=resume, observe=progress.show, interrupted=stop.asked)
+            run_search(
+                config,
+                resume=resume,
+                observe=progress.show,
+                interrupted=stop.asked,
+                warn=progress.say,
+            )
     except InterruptedStudy as error:
         raise InterruptedStudy(f"{error} Go on with: {again}") from None
     print_summary(StudyView(config).summary)

@@ -24,6 +24,8 @@ def status(study: str, storage: str | None, settings: tuple[str, ...], as_json: 
 
 def print_summary(summary: dict[str, Any]) -> None:
     """Print a study's summary for people."""
+    from evomerge.study.summary import sentences_of
+
     trials = {state: number for state, number in summary["trials"].items() if number}
     counts = ", ".join(f"{number} {state}" for state, number in trials.items()) or "no trials yet"
     click.echo(f"study {summary['study']}: {summary['state']}; {counts}")
@@ -37,6 +39,10 @@ def print_summary(summary: dict[str, Any]) -> None:
         _print_scores("search items", rows)
     if summary["confirm"]:
         _print_scores("confirm items, unseen by the search", list(summary["confirm"].items()))
+    if summary["not_beaten"]:
+        click.echo(summary["not_beaten"])
+    for sentence in sentences_of(summary):
+        click.echo(sentence)
     if summary["last_error"]:
         click.echo(f"last failure: {summary['last_error']}")
 

@@ -40,6 +40,19 @@ class BudgetConfig(StrictModel):
         return self
 
 
+BaselineName = Literal[
+    "uniform", "greedy_soup", "lambda_sweep", "ties", "model_stock", "random_search"
+]
+"""Baselines that a study may have beside base and parents.
+
+`uniform`: the mean of the parents. `greedy_soup`: the mean of those parents that do not lower the
+search score, tried from the best on. `lambda_sweep`: the base plus 0.2, 0.4 ... 1.0 times the sum
+of all task vectors; the best counts. `ties`: a density of 0.2, weights and lambda of 1.
+`model_stock`: as it is. `random_search`: as many random candidates as the search has scored, after
+it; the best counts.
+"""
+
+
 class StudyConfig(StrictModel):
     """Where a search is kept and how long it goes on."""
 
@@ -57,6 +70,19 @@ class StudyConfig(StrictModel):
     """Root of every random stream of the study."""
 
     budget: BudgetConfig
+
+    baselines: tuple[BaselineName, ...] = (
+        "uniform",
+        "greedy_soup",
+        "lambda_sweep",
+        "ties",
+        "model_stock",
+    )
+    """What the search is compared with, beside base and parents, which always are.
+
+    All that cost a few evaluations; `random_search` doubles the cost of a study and is on request.
+    What is no merge of these models is left out, and said. May change when a study is resumed.
+    """
 
     @property
     def journal(self) -> Path | None:

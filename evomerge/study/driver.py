@@ -18,7 +18,14 @@ from evomerge.errors import InterruptedStudy, StudyError
 from evomerge.propose.proposer import AbstractProposer, replay
 from evomerge.space.decode import decode, values_of
 from evomerge.space.genome import Genome
-from evomerge.study.baselines import STEP, baseline_recipes, next_of_soup
+from evomerge.study.baselines import (
+    RANDOM,
+    RANDOM_STEP,
+    baseline_recipes,
+    main_baselines,
+    next_baseline,
+    random_recipe,
+)
 from evomerge.study.items import ItemStore
 from evomerge.study.ledger import Ledger
 from evomerge.study.records import Ask, TrialRecord, TrialResult
@@ -78,11 +85,12 @@ class Driver:
         self._storage, self._pool = around.storage, around.pool
         self._proposer = around.proposer
         self._schedule = Schedule()
-        self._ledger = Ledger()
+        self._ledger = Ledger(merge_hash=setup.merge_hash)
         self._scored: dict[int, Scored] = {}  # came back, not yet recorded
         self._started = around.clock()
         self._elapsed_before = 0.0
         self._confirmed: Any = None  # scores on the confirm items, as they are stored
+        self._notes: Any = None  # what was known of the study before it ran, likewise
 
     def run(self) -> Ledger:
         """Go on until the budget is spent.
@@ -99,6 +107,7 @@ class Driver:
         try:
             self._score_baselines()
             state = self._search()
+            self._score_random()
             self._confirm()
         except InterruptedStudy:
             self._storage.set_attribute("state", "interrupted")
@@ -112,8 +121,10 @@ class Driver:
         half = [(r.number, r.result) for r in records if r.state == "running" and r.result]
         for number, result in half:
             self._storage.close_recorded(number, result)
-        self._ledger = Ledger(self._storage.trials() if half else records)
+        known = self._storage.trials() if half else records
+        self._ledger = Ledger(known, self._setup.merge_hash)
         self._confirmed = self._storage.attribute("confirm")
+        self._notes = self._storage.attribute("notes")
         self._elapsed_before = self._ledger.elapsed_s
         _replay(self._proposer, self._ledger)
         for record in self._ledger.open:
@@ -127,8 +138,18 @@ class Driver:
             if name not in known:
                 self._add_baseline(name, recipe)
         self._await_baselines()
-        while step := next_of_soup(self._setup, self._ledger.baselines):
+        while step := next_baseline(self._setup, self._ledger.baselines):
             self._add_baseline(*step)
+            self._await_baselines()
+
+    def _score_random(self) -> None:
+        """Score as many random candidates as the search has scored of its own."""
+        if RANDOM in self._setup.config.study.baselines:
+            known = self._ledger.baselines
+            for number in range(self._ledger.num_evaluations):
+                if f"{RANDOM_STEP}{number}" not in known:
+                    recipe = random_recipe(self._setup, number)
+                    self._add_baseline(f"{RANDOM_STEP}{number}", recipe)
             self._await_baselines()
 
     def _add_baseline(self, name: str, recipe: Recipe) -> None:
@@ -144,7 +165,7 @@ class Driver:
             else:
                 self._turn()
         for name, record in self._ledger.baselines.items():
-            if record.state not in ("done", "duplicate"):
+            if record.state not in ("done", "duplicate") and not record.is_extra:
                 error = record.result.error if record.result else None
                 raise StudyError(
                     f"baseline {name} cannot be scored ({error}). Nothing can be compared without "
@@ -180,7 +201,10 @@ class Driver:
 
     def _may_begin(self) -> bool:
         budget = self._setup.config.study.budget
-        if budget.examples is not None and self._ledger.num_examples >= budget.examples:
+        if (
+            budget.examples is not None
+            and self._ledger.num_examples_of_candidates >= budget.examples
+        ):
             return False
         if budget.seconds is not None and self._elapsed() >= budget.seconds:
             return False
@@ -243,8 +267,8 @@ class Driver:
                 self._around.items.add(outcome.job.recipe.hash, role, chunk)
 
     def _can_record(self, record: TrialRecord) -> bool:
-        original = self._ledger.original_of(record)
-        return record.number in self._scored if original is None else original.result is not None
+        first = self._ledger.original_of(record) or record
+        return first.result is not None or first.number in self._scored
 
     def _record_in_order(self) -> None:
         for record in self._ledger.open:
@@ -259,9 +283,11 @@ class Driver:
 
     def _record_baselines(self, waiting: list[TrialRecord]) -> None:
         parents = self._parents()
-        for record in waiting:
-            result = self._scored[record.number].result if record.is_parent else None
-            if result is not None:
+        firsts = [self._ledger.original_of(r) or r for r in waiting if r.is_parent]
+        for first in firsts:
+            if first.result is not None:
+                parents.append(first.result.tasks)
+            elif (result := self._scored[first.number].result) is not None:
                 parents.append(self._setup.metrics_of(result))
         for record in waiting:
             self._record(record, parents)
@@ -304,16 +330,15 @@ class Driver:
         if best is None or not self._setup.tasks.chunks("confirm"):
             return
         self._report("confirming")
-        baselines = self._ledger.baselines.items()
-        records = [*(record for name, record in baselines if not name.startswith(STEP)), best]
-        # of trials with one recipe, the first is scored for all
-        firsts = {record.recipe.hash: record for record in reversed(records)}
+        records = [*main_baselines(self._ledger.baselines).values(), best]
+        # of trials with one merge, the first is scored for all
+        firsts = {self._ledger.merge_of(record): record for record in reversed(records)}
         for record in firsts.values():
             self._add_to_schedule(record, "confirm")
         while len(self._schedule):
             self._turn()
-        found = {digest: self._scored.pop(record.number) for digest, record in firsts.items()}
-        scored = {record.number: found[record.recipe.hash] for record in records}
+        found = {merge: self._scored.pop(record.number) for merge, record in firsts.items()}
+        scored = {record.number: found[self._ledger.merge_of(record)] for record in records}
         self._confirmed = confirmation(self._setup, records, scored)
         self._storage.set_attribute("confirm", self._confirmed)
 
@@ -322,7 +347,7 @@ class Driver:
 
     def _report(self, state: str) -> None:
         name = self._storage.name
-        self._around.observe(summarise(name, state, self._ledger, self._confirmed))
+        self._around.observe(summarise(name, state, self._ledger, self._confirmed, self._notes))
 
 
 def _replay(proposer: AbstractProposer, ledger: Ledger) -> None:

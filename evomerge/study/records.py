@@ -13,6 +13,10 @@ from evomerge.evaluate.evaluator import TaskMetric
 State = Literal["waiting", "running", "done", "duplicate", "invalid", "failed"]
 FINISHED: tuple[State, ...] = ("done", "duplicate", "invalid", "failed")
 
+EXTRA_BASELINES = ("lambda", "ties", "model_stock", "random")
+"""What the names of baselines begin with that a study can go without: one that cannot be scored is
+left out, and what the proposer is told does not depend on them."""
+
 KnobValue = float | int | bool | str
 
 
@@ -93,7 +97,7 @@ class TrialRecord:
         values: Decoded knob values; empty for a baseline.
         ask: How it was asked for; None for a baseline.
         baseline: Name of the baseline (`base`, `parent:math`, `uniform`, `greedy_soup`, and its
-            steps, `greedy:1`); None for a candidate.
+            steps, `greedy:1`; see `study/baselines.py`); None for a candidate.
         result: What came of it; None while it is open.
     """
 
@@ -109,3 +113,8 @@ class TrialRecord:
     def is_parent(self) -> bool:
         """Whether it is the baseline of a parent."""
         return self.baseline is not None and self.baseline.startswith("parent:")
+
+    @property
+    def is_extra(self) -> bool:
+        """Whether it is a baseline that the study can go without."""
+        return self.baseline is not None and self.baseline.startswith(EXTRA_BASELINES)

@@ -49,15 +49,15 @@ def result_of(setup: Setup, scored: Scored, parents: Sequence[Metrics]) -> Trial
 
 
 def retold(original: TrialRecord) -> TrialResult:
-    """Return the result of a recipe that was scored before as a duplicate's own; it cost nothing.
+    """Return the result of a merge that was scored before as a duplicate's own; it cost nothing.
 
     Args:
-        original: The earlier trial of the recipe, recorded.
+        original: The earlier trial of the merge, recorded.
     """
     first = original.result
     assert first is not None, "the original is recorded before its duplicate"
     if first.fitness is None:
-        reason = f"same recipe as trial {original.number}: {first.error}"
+        reason = f"same merge as trial {original.number}: {first.error}"
         return TrialResult(first.state, error=reason, duplicate_of=original.number)
     return TrialResult(
         state="duplicate",

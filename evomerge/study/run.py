@@ -15,6 +15,7 @@ from evomerge.study.lock import study_lock
 from evomerge.study.setup import Setup, prepare
 from evomerge.study.spec import differences, make_spec, scoring_digest, versions
 from evomerge.study.storage import StudyStorage, mend_journal, open_named, open_storage
+from evomerge.study.summary import notes_of, sentences_of
 from evomerge.workers import make_pool
 from evomerge.workers.job import WorkerSettings
 from evomerge.workers.logs import close_log, open_log
@@ -31,6 +32,7 @@ def run_search(
     resume: bool = False,
     observe: Callable[[dict[str, Any]], None] = lambda summary: None,
     interrupted: Callable[[], bool] = lambda: False,
+    warn: Callable[[str], None] = lambda sentence: None,
     start_pool: PoolMaker = lambda config, settings: make_pool(config.workers, settings),
 ) -> None:
     """Run a search from where its study stands to the end of its budget.
@@ -41,6 +43,7 @@ def run_search(
             mistake.
         observe: Called with the study's summary after every change.
         interrupted: Asked between jobs; True stops the search so that it can be resumed.
+        warn: Called with each sentence about knobs that change nothing, before the search begins.
         start_pool: Makes the workers.
 
     Raises:
@@ -58,6 +61,12 @@ def run_search(
     with study_lock(folder):
         handler = open_log(folder / "logs", "driver")
         try:
+            for finding in setup.findings:
+                log.warning("%s", finding.sentence)
+                warn(f"warning: {finding.sentence}")
+            for sentence in sentences_of(notes_of(setup)):
+                log.warning(sentence)
+                warn(sentence)
             _run(setup, resume, observe, interrupted, start_pool)
         finally:
             close_log(handler)
@@ -153,6 +162,7 @@ def _claim(
     storage.set_attribute("spec", spec)
     storage.set_attribute("config", setup.config.model_dump_json(by_alias=True))
     storage.set_attribute("versions", versions())
+    storage.set_attribute("notes", notes_of(setup))
 
 
 def item_store(config: SearchConfig, spec: Mapping[str, Any]) -> ItemStore:

@@ -1,7 +1,8 @@
 """Setup: a search config resolved against real models and tasks, or all that is wrong with it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -12,6 +13,7 @@ from evomerge.checkpoints.architecture import layout_of
 from evomerge.config.layout import Layout
 from evomerge.config.models import DtypeName, ModelRef
 from evomerge.config.params import Param
+from evomerge.config.recipe import Recipe
 from evomerge.config.search import BASE, SearchConfig, begins_with_field, place_problems
 from evomerge.config.strict import dotted
 from evomerge.errors import ConfigError, EvoMergeError
@@ -19,6 +21,7 @@ from evomerge.evaluate.evaluator import EvalResult, TaskMetric
 from evomerge.evaluate.scores import Objective, Score, make_objective
 from evomerge.evaluate.tasks import TaskSuite, load_tasks
 from evomerge.merging.bind import ModelSet
+from evomerge.merging.canonical import CanonicalForms
 from evomerge.merging.checks import rounding_problem, ties_problem
 from evomerge.methods import METHODS
 from evomerge.methods.method import Method
@@ -29,6 +32,9 @@ from evomerge.seeds import stream_seed
 from evomerge.space.decode import RecipeTemplate, decode
 from evomerge.space.genome import Genome
 from evomerge.space.space import Space, build_space
+from evomerge.study.baselines import unfit_baselines
+from evomerge.study.ledger import hash_of
+from evomerge.study.liveness import Finding, find_dead_knobs
 
 # a checkpoint of any other floating dtype cannot be opened
 _FLOATS: Mapping[torch.dtype, DtypeName] = {
@@ -55,6 +61,9 @@ class Setup:
         template: What of a recipe does not vary.
         tasks: The loaded tasks.
         objective: What is optimised.
+        merge_hash: Gives the hash that recipes of the same merge have in common.
+        findings: What is wrong with knobs: nothing that keeps the search from running.
+        unfit_baselines: Why baselines that the config asks for are no merges of these models.
     """
 
     config: SearchConfig
@@ -67,6 +76,9 @@ class Setup:
     template: RecipeTemplate
     tasks: TaskSuite
     objective: Objective
+    merge_hash: Callable[[Recipe], str] = hash_of
+    findings: tuple[Finding, ...] = ()
+    unfit_baselines: Mapping[str, str] = field(default_factory=dict)
 
     def proposer(self) -> AbstractProposer:
         """Make the proposer, fresh."""
@@ -111,6 +123,11 @@ class _Models:
     readers: Mapping[str, Model]
     layout: Layout
     out_dtype: DtypeName
+
+    @cached_property
+    def together(self) -> ModelSet:
+        """The models that could be opened, as recipes are bound to them."""
+        return ModelSet({str(self.refs[name]): reader for name, reader in self.readers.items()})
 
 
 def prepare(config: SearchConfig) -> Setup:
@@ -187,10 +204,13 @@ def _complete(
     objective: Objective,
 ) -> Setup:
     folders = {name: reader.folder for name, reader in models.readers.items()}
+    fingerprints = {name: fingerprint_of(reader) for name, reader in models.readers.items()}
+    by_reference = {str(models.refs[name]): found for name, found in fingerprints.items()}
+    forms = CanonicalForms(models.together, by_reference)
     return Setup(
         config=config,
         folders=folders,
-        fingerprints={name: fingerprint_of(reader) for name, reader in models.readers.items()},
+        fingerprints=fingerprints,
         layout=models.layout,
         out_dtype=models.out_dtype,
         num_bytes=sum(reader.total_bytes for reader in models.readers.values()),
@@ -198,6 +218,9 @@ def _complete(
         template=template,
         tasks=tasks,
         objective=objective,
+        merge_hash=forms.hash,
+        findings=find_dead_knobs(space, template, forms),
+        unfit_baselines=unfit_baselines(config, models.out_dtype, models.together),
     )
 
 
@@ -214,9 +237,7 @@ def _build_space(config: SearchConfig, method: Method, models: _Models) -> Space
 
 def _plan_first(space: Space, template: RecipeTemplate, models: _Models) -> None:
     """Plan the merge where the search begins, which checks that all models go together."""
-    recipe = decode(space, Genome(space.initial), template)
-    sources = {str(models.refs[name]): reader for name, reader in models.readers.items()}
-    ModelSet(sources).bind(recipe)
+    models.together.bind(decode(space, Genome(space.initial), template))
 
 
 def _proposer(config: SearchConfig, space: Space) -> AbstractProposer:

@@ -3,15 +3,45 @@
 It is what `evomerge status --json` prints and what progress is drawn from.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
+from evomerge.study.baselines import RANDOM_STEP, main_baselines
 from evomerge.study.ledger import Ledger
 from evomerge.study.records import TrialRecord
+from evomerge.study.setup import Setup
 
 STATES = ("waiting", "running", "done", "duplicate", "invalid", "failed")
 
 
-def summarise(name: str, state: str, ledger: Ledger, confirm: Any) -> dict[str, Any]:
+def notes_of(setup: Setup) -> dict[str, Any]:
+    """Return what a study keeps of its set-up to be told with its results, as plain data.
+
+    These are `leakage`, a sentence for each leak that the suite allows, and `skipped_baselines`,
+    the reason for each baseline that is no merge of the models.
+    """
+    return {
+        "leakage": list(setup.tasks.leakage),
+        "skipped_baselines": dict(setup.unfit_baselines),
+    }
+
+
+def sentences_of(notes: Mapping[str, Any]) -> list[str]:
+    """Return what `notes_of`, or a summary, has to tell people."""
+    skipped = notes["skipped_baselines"].items()
+    return [
+        *(f"leakage: {sentence}" for sentence in notes["leakage"]),
+        *(f"without the baseline {name}: {reason}" for name, reason in skipped),
+    ]
+
+
+def summarise(
+    name: str,
+    state: str,
+    ledger: Ledger,
+    confirm: Any,
+    notes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Describe a study.
 
     Args:
@@ -19,26 +49,39 @@ def summarise(name: str, state: str, ledger: Ledger, confirm: Any) -> dict[str, 
         state: `running`, `interrupted`, `stopped`, `done`, `exhausted`.
         ledger: Its trials.
         confirm: Scores on the confirm items, None until they were taken.
+        notes: As of `notes_of`; None for a study of an earlier version.
 
     Returns:
         Plain data: `study`, `state`, `trials` (per state; baselines included), `evaluations`,
-        `best`, `baselines`, `confirm`, `verdict` (None: winners are not tested yet),
-        `examples_scored`, `seconds`, `last_error`.
+        `best`, `baselines`, `not_beaten` (a sentence where the search is no better than the best
+        of them, else None), `skipped_baselines` (name → reason), `confirm`, `verdict` (None:
+        winners are not tested yet), `leakage` (a sentence each), `examples_scored`, `seconds`,
+        `last_error`.
     """
     records = ledger.records
     best = ledger.best
+    shown = {
+        name: record for name, record in ledger.baselines.items() if RANDOM_STEP not in name
+    } | main_baselines(ledger.baselines)
+    baselines = {
+        baseline: {"trial": record.number, **scores_of(record)}
+        for baseline, record in shown.items()
+    }
+    winner = {"trial": best.number, **scores_of(best)} if best else None
+    confirm = confirm if _is_of(confirm, best) else None
+    skipped = dict(notes["skipped_baselines"]) if notes else {}
     return {
         "study": name,
         "state": state,
         "trials": {s: sum(record.state == s for record in records) for s in STATES},
         "evaluations": ledger.num_evaluations,
-        "best": {"trial": best.number, **scores_of(best)} if best else None,
-        "baselines": {
-            baseline: {"trial": record.number, **scores_of(record)}
-            for baseline, record in ledger.baselines.items()
-        },
-        "confirm": confirm if _is_of(confirm, best) else None,
+        "best": winner,
+        "baselines": baselines,
+        "not_beaten": _not_beaten(winner, baselines, confirm),
+        "skipped_baselines": skipped | _failed_baselines(shown),
+        "confirm": confirm,
         "verdict": None,
+        "leakage": list(notes["leakage"]) if notes else [],
         "examples_scored": ledger.num_examples,
         "seconds": ledger.elapsed_s,
         "last_error": _last_error(records),
@@ -52,6 +95,37 @@ def scores_of(record: TrialRecord) -> dict[str, Any]:
         "objective": result.fitness if result else None,
         "stderr": result.stderr if result else None,
         "tasks": {task: score.value for task, score in result.tasks.items()} if result else {},
+    }
+
+
+def _not_beaten(
+    winner: Mapping[str, Any] | None, baselines: Mapping[str, Any], confirm: Any
+) -> str | None:
+    """Return a sentence where some baseline is as good as the winner; None where none is.
+
+    Compared on the confirm items once they are scored: the winner was chosen on the search items.
+    """
+    if winner is None:
+        return None
+    items, best = "search", winner["objective"]
+    if confirm:
+        items, best = "confirm", confirm["winner"]["objective"]
+        baselines = {name: scores for name, scores in confirm.items() if name != "winner"}
+    known = {n: s["objective"] for n, s in baselines.items() if s["objective"] is not None}
+    if not known or max(known.values()) < best:
+        return None
+    first = max(known, key=lambda name: known[name])
+    return (
+        f"The search does not beat its baselines: on the {items} items {first} has "
+        f"{known[first]:.4f}, trial {winner['trial']} has {best:.4f}."
+    )
+
+
+def _failed_baselines(baselines: Mapping[str, TrialRecord]) -> dict[str, str]:
+    return {
+        name: record.result.error or record.state
+        for name, record in baselines.items()
+        if record.result and record.result.fitness is None
     }
 
 

@@ -6,8 +6,11 @@ from typing import Any
 import pandas as pd
 
 from evomerge.config.search import SearchConfig
-from evomerge.config.suite import ItemRole
+from evomerge.config.suite import ROLES, ItemRole
 from evomerge.errors import StudyError
+from evomerge.evaluate.evaluator import EvalResult, join_results
+from evomerge.evaluate.flags import FLAGS
+from evomerge.study.item_frame import item_frame
 from evomerge.study.ledger import Ledger
 from evomerge.study.lock import is_locked
 from evomerge.study.records import TrialRecord
@@ -48,7 +51,8 @@ class StudyView:
     def summary(self) -> dict[str, Any]:
         """Where the study stands, as plain data (as `evomerge status --json`)."""
         confirm = self._storage.attribute("confirm")
-        return summarise(self.name, self._state(), self.ledger, confirm)
+        notes = self._storage.attribute("notes")
+        return summarise(self.name, self._state(), self.ledger, confirm, notes)
 
     @property
     def trials(self) -> pd.DataFrame:
@@ -94,19 +98,43 @@ class StudyView:
             )
         return self.ledger[number]
 
-    def items(self, role: ItemRole = "search") -> pd.DataFrame:
-        """Return results per item: one row for each trial, task, item and metric."""
-        rows = [
-            {"trial": record.number, "task": task, "item": item, "metric": key, "value": value}
-            for record in self.ledger.records
-            if self.ledger.original_of(record) is None
-            for chunk in self._items.read(record.recipe.hash, role).values()
-            for task, results in chunk.result.items()
-            for key, column in results.values.items()
-            for item, value in zip(results.ids, column, strict=True)
-        ]
-        columns = ["trial", "task", "item", "metric", "value"]
-        return pd.DataFrame(rows, columns=columns).sort_values(columns[:4], ignore_index=True)
+    def items(self, role: ItemRole | None = "search") -> pd.DataFrame:
+        """Return results per item: one row for each trial, role, task and item.
+
+        Columns are `trial`, `role`, `task`, `item`, then the metrics by lm-eval's keys
+        (`acc,none`), then what the model did (`loglikelihoods`, `chosen`, `length`, `truncated`, …:
+        `evaluate/answers.py` lists them). What a task does not have, and what earlier versions did
+        not store, is missing (`pd.NA`, None in columns of lists). A recipe's items stand under the
+        first trial that has it, and once.
+
+        Args:
+            role: Of the items; None for all.
+        """
+        first_trials = {r.recipe.hash: r.number for r in reversed(self.ledger.records)}
+        return item_frame(
+            ((trial, name, task), items)
+            for recipe, trial in first_trials.items()
+            for name in (ROLES if role is None else (role,))
+            for task, items in self._result(recipe, name).items()
+        )
+
+    def rates(self, role: ItemRole | None = "search") -> pd.DataFrame:
+        """Return how often answers were cut off, empty or unreadable.
+
+        One row for each trial, role and task, with the share of its items for each flag: `empty`,
+        `truncated`, `prompt_truncated`, and `extraction_failed` by filter.
+
+        Args:
+            role: Of the items; None for all.
+        """
+        items = self.items(role)
+        flags = [name for name in items.columns if name.partition(",")[0] in FLAGS]
+        return items.groupby(["trial", "role", "task"])[flags].mean()
+
+    def _result(self, recipe_hash: str, role: ItemRole) -> EvalResult:
+        """Return what is stored of a recipe, chunks joined."""
+        chunks = self._items.read(recipe_hash, role).values()
+        return join_results([chunk.result for chunk in chunks])
 
     def _state(self) -> str:
         state = self._storage.attribute("state") or "running"

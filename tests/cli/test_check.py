@@ -1,11 +1,13 @@
 """`evomerge check` says where the sources are going to lie, in words and to programs."""
 
+import dataclasses
 import json
 
 import pytest
 from click.testing import CliRunner
 
 from evomerge.cli.check import check
+from evomerge.kernels import dispatch
 from tests.world import make_world, write_config
 
 
@@ -58,3 +60,12 @@ def test_on_a_gpu_it_says_what_one_needs_where_there_is_none(world):
     else:
         assert memory["choice"] == "resident"
         assert "sources resident: all of it fits" in text
+
+
+def test_it_says_which_kernels_run_and_why_no_faster_ones(world, monkeypatch):
+    config = write_config(world, "cpu")
+    assert "merge kernels native\n" in checked(config)[0]
+    none = dataclasses.replace(dispatch.NATIVE, missing=lambda: "no C compiler (cc) is found")
+    monkeypatch.setattr(dispatch, "NATIVE", none)
+    slow = "merge kernels reference, right but slow: no C compiler (cc) is found\n"
+    assert slow in checked(config)[0]

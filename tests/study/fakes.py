@@ -28,9 +28,11 @@ WEIGHT = Param(
 )
 OPTIMUM = {"a": 0.7, "b": 0.2}
 NUM_ITEMS = 40
+FEW = ("uniform", "greedy_soup")
+ALL = (*FEW, "lambda_sweep", "ties", "model_stock")
 
 CONFIG = """
-study: {{name: s, folder: {folder}, seed: 3, budget: {{evaluations: {evaluations}}}}}
+study: {{name: s, folder: {folder}, seed: 3, budget: {{evaluations: {evaluations}}}, baselines: {baselines}}}
 models: {{base: /m/base, parents: {{a: /m/a, b: /m/b}}}}
 merge: {{method: task_arithmetic}}
 space: {{weight: {{search: [0.0, 1.0]}}}}
@@ -114,9 +116,15 @@ class Killed(BaseException):
     """Stands for kill -9: nothing of ours may catch it."""
 
 
-def make_setup(folder, evaluations=12, mode="sync", workers=2, changes=""):
+def make_setup(folder, evaluations=12, mode="sync", workers=2, changes="", baselines=FEW):
     """A search with formulas for models and tasks; config, space and proposer are real."""
-    text = CONFIG.format(folder=folder, evaluations=evaluations, mode=mode, workers=workers)
+    text = CONFIG.format(
+        folder=folder,
+        evaluations=evaluations,
+        mode=mode,
+        workers=workers,
+        baselines=f"[{', '.join(baselines)}]",
+    )
     data, _ = parse_yaml(text + changes)
     config = make_search(data)
     layout = Layout(2, (("embed", "model.embed_tokens.weight"),))

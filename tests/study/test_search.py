@@ -50,9 +50,7 @@ def test_items_add_up_to_the_recorded_scores(study):
     items = study.items()
     metrics = {"tiny_choice": "acc,none", "tiny_answer": "exact_match,whole"}
     for task, metric in metrics.items():
-        means = (
-            items[(items.task == task) & (items.metric == metric)].groupby("trial")["value"].mean()
-        )
+        means = items[items.task == task].groupby("trial")[metric].mean()
         recorded = study.trials[f"task.{task}"].loc[means.index]
         assert means.tolist() == pytest.approx(recorded.tolist(), abs=1e-12)
 
@@ -139,9 +137,9 @@ def test_what_was_scored_is_what_is_exported(world, study, tmp_path, method):
     stored = view.items()
     stored = stored[stored.trial == best.number]
     for task, results in scores.items.items():
-        for key, column in results.values.items():
-            rows = stored[(stored.task == task) & (stored.metric == key)]
-            assert rows.value.tolist() == list(column)
+        rows = stored[stored.task == task]
+        for key, column in [*results.values.items(), *results.answers.items()]:
+            assert rows[key].tolist() == list(column)
 
 
 def test_stock_lm_eval_gives_the_recorded_scores(study, tmp_path):
@@ -170,9 +168,9 @@ def test_stock_lm_eval_gives_the_recorded_scores(study, tmp_path):
         theirs = {
             s["doc_id"]: s[metric] for s in stock["samples"][task] if s["filter"] == filter_name
         }
-        rows = ours[(ours.task == task) & (ours.metric == f"{metric},{filter_name}")]
+        rows = ours[ours.task == task].set_index("item")[f"{metric},{filter_name}"]
         assert len(rows) == 16
-        assert {i: theirs[i] for i in rows.item} == dict(zip(rows.item, rows.value, strict=True))
+        assert {i: theirs[i] for i in rows.index} == rows.to_dict()
 
 
 def test_another_config_under_the_same_name_is_refused_with_what_differs(world, study):

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from benchmarks import measure
 from evomerge.config.proposer import ProposerConfig
+from evomerge.config.search import RacingMode
 from evomerge.evaluate.evaluator import EvalResult, TaskItems
-from evomerge.evaluate.racing import RISK, Race, RacingMode
+from evomerge.evaluate.racing import RISK, Race
 from evomerge.evaluate.verdict import Contender, Side, Term, Verdict, choose, compare, judge
 from evomerge.propose.nevergrad import make_nevergrad
 from evomerge.propose.proposer import AbstractProposer

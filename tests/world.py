@@ -47,6 +47,7 @@ def settings(world: Path, name="study", **changes) -> dict:
             "folder": str(world / "runs" / name),
             "seed": 5,
             "budget": {"evaluations": 8},
+            "baselines": ["uniform", "greedy_soup"],
         },
         "models": {"base": str(world / "base"), "parents": {n: str(world / n) for n in "ab"}},
         "merge": {"method": "task_arithmetic"},
@@ -62,6 +63,7 @@ def settings(world: Path, name="study", **changes) -> dict:
             "chunks": 2,
         },
         "proposer": {"population": 4},
+        "confirm": {"mean": False},
     }
     return {**data, **changes}
 

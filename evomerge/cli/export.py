@@ -39,6 +39,7 @@ def export(
 ) -> None:
     """Write the winner as a YAML that mergekit replays, and with --weights as a model.
 
+    The winner is what the last confirmation chose; before the first, the best on the search items.
     The weights are those that were scored, bit for bit: their digest is compared with the stored
     one.
     """
@@ -51,7 +52,7 @@ def export(
     if top is not None:
         records = view.ledger.ranked()[:top] or [view.best]
     else:
-        records = [view.best if trial is None else view.trial(trial)]
+        records = [view.winner if trial is None else view.trial(trial)]
     folder = out or Path(view.config.study.folder) / "export"
     exported = []
     for record in records:

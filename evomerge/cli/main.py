@@ -5,6 +5,7 @@ import sys
 import click
 
 from evomerge.cli.check import check
+from evomerge.cli.confirm import confirm
 from evomerge.cli.eval import eval_model
 from evomerge.cli.export import export
 from evomerge.cli.import_genome import import_genome
@@ -38,7 +39,17 @@ def cli() -> None:
     """  # noqa: D301 - click looks for the backspace itself: it keeps the lines below as they are
 
 
-for command in (check, import_genome, search, resume, status, export, merge, eval_model):
+for command in (
+    check,
+    import_genome,
+    search,
+    resume,
+    status,
+    confirm,
+    export,
+    merge,
+    eval_model,
+):
     cli.add_command(command)
 
 

@@ -68,6 +68,7 @@ class Progress:
         failures = trials["failed"] + trials["invalid"]
         head = f"{done}{goal} candidates asked, {trials['waiting'] + trials['running']} open"
         head += f", {trials['duplicate']} duplicates" if trials["duplicate"] else ""
+        head += f", {trials['stopped']} stopped early" if trials["stopped"] else ""
         head += f", {failures} failed (last: {summary['last_error']})" if failures else ""
         return [head, self._best_line(summary), self._pace_line(summary)]
 

@@ -11,6 +11,7 @@ from evomerge.cli.options import command_line, settings_option
 from evomerge.errors import InterruptedStudy
 
 if TYPE_CHECKING:
+    from evomerge.cli.progress import Progress
     from evomerge.config.search import SearchConfig
 
 
@@ -40,20 +41,33 @@ def run_and_report(config: "SearchConfig", *, resume: bool, again: str) -> None:
         resume: Whether the study exists.
         again: The command that goes on with it.
     """
+    from evomerge.study.run import run_search
+
+    with running(config, again) as progress, interruption(progress.say) as stop:
+        run_search(
+            config,
+            resume=resume,
+            observe=progress.show,
+            interrupted=stop.asked,
+            warn=progress.say,
+        )
+
+
+@contextmanager
+def running(config: "SearchConfig", again: str) -> Iterator["Progress"]:
+    """Show the progress of a study, then print where it stands.
+
+    Args:
+        config: The search.
+        again: The command that goes on with it when it is stopped.
+    """
     from evomerge.cli.progress import Progress
     from evomerge.cli.status import print_summary
-    from evomerge.study.run import run_search
     from evomerge.study.view import StudyView
 
     try:
-        with Progress(config) as progress, _interruption(progress.say) as stop:
-            run_search(
-                config,
-                resume=resume,
-                observe=progress.show,
-                interrupted=stop.asked,
-                warn=progress.say,
-            )
+        with Progress(config) as progress:
+            yield progress
     except InterruptedStudy as error:
         raise InterruptedStudy(f"{error} Go on with: {again}") from None
     print_summary(StudyView(config).summary)
@@ -81,7 +95,8 @@ class _Stop:
 
 
 @contextmanager
-def _interruption(say: Callable[[str], None]) -> Iterator[_Stop]:
+def interruption(say: Callable[[str], None]) -> Iterator[_Stop]:
+    """Take Ctrl-C as the wish to stop so that the study can go on later."""
     stop = _Stop(say)
     before = {s: signal.signal(s, stop.ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -39,12 +39,27 @@ def print_summary(summary: dict[str, Any]) -> None:
         _print_scores("search items", rows)
     if summary["confirm"]:
         _print_scores("confirm items, unseen by the search", list(summary["confirm"].items()))
-    if summary["not_beaten"]:
-        click.echo(summary["not_beaten"])
+    for sentence in judgement_of(summary):
+        click.echo(f"\n{sentence}")
     for sentence in sentences_of(summary):
         click.echo(sentence)
     if summary["last_error"]:
         click.echo(f"last failure: {summary['last_error']}")
+
+
+def judgement_of(summary: dict[str, Any]) -> list[str]:
+    """Return what is to be said of the winner, in sentences."""
+    said = []
+    if verdict := summary["verdict"]:
+        optimism, parents = 100 * verdict["optimism"], 100 * verdict["parent_optimism"]
+        said.append(
+            f"verdict: {verdict['sentence']}\n"
+            f"  {verdict['winner']}: {verdict['winner_search']:.4f} on search items, "
+            f"{verdict['winner_report']:.4f} on report items, so {optimism:.1f} points of optimism "
+            f"(the parent's: {parents:.1f})"
+        )
+    others = (summary["no_verdict"], summary["outdated"], summary["not_beaten"])
+    return [*said, *(sentence for sentence in others if sentence)]
 
 
 def _print_scores(title: str, rows: list[tuple[str, dict[str, Any]]]) -> None:

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
 from evomerge.config.models import DtypeName, ModelRef, absolute_path
 from evomerge.config.objective import ObjectiveConfig
@@ -19,6 +19,11 @@ from evomerge.registry import did_you_mean
 
 BASE = "base"
 """The name under which a config speaks of the base model."""
+
+
+def _said_off(value: Any) -> Any:
+    # YAML reads a bare off as false
+    return "off" if value is False else value
 
 
 class BudgetConfig(StrictModel):
@@ -142,6 +147,34 @@ class MergeConfig(StrictModel):
     other vocabularies are brought to it row by row. None is the base's; others are refused."""
 
 
+RacingMode = Literal["off", "conservative", "aggressive"]
+"""How readily candidates are stopped before all search items are scored."""
+
+
+class RacingConfig(StrictModel):
+    """Whether candidates that will not do are scored on fewer items. May change on resume."""
+
+    mode: Annotated[RacingMode, BeforeValidator(_said_off)] = "off"
+    """After each chunk of items a candidate is compared with the incumbent, the best model that was
+    fully scored when the candidate was asked for, on the items that both have seen.
+
+    `conservative` stops it where one that is as good as the incumbent would look so bad in 5 % of
+    cases, over all looks together; `aggressive` in 25 %. The proposer is told what the whole score
+    is expected to be. Metrics must be means over items.
+    """
+
+
+class ConfirmConfig(StrictModel):
+    """Who is scored on the confirm items, besides base, parents and baselines. May change."""
+
+    best: int = Field(5, ge=1)
+    """So many of the best trials by their score on the search items."""
+
+    mean: bool = True
+    """And the centre of what the proposer would ask next, where it has one: an average over many
+    candidates, it has not been picked for its luck."""
+
+
 SourcePlace = Literal["auto", "mapped", "resident", "streamed"]
 """Where a worker's sources lie."""
 
@@ -183,6 +216,8 @@ class SearchConfig(StrictModel):
     suite: SuiteConfig
     objective: ObjectiveConfig = ObjectiveConfig()
     proposer: ProposerConfig = ProposerConfig()
+    racing: RacingConfig = RacingConfig()
+    confirm: ConfirmConfig = ConfirmConfig()
     workers: WorkersConfig = WorkersConfig()
 
     _origin: Origin = PrivateAttr(default_factory=lambda: Origin("<config>"))

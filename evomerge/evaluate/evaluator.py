@@ -68,12 +68,14 @@ class SuiteFacts:
     """What a prepared suite says of itself; equal on every worker of a study.
 
     Attributes:
-        digest: SHA-256 of everything that decides the numbers: prompts, tokens, targets, items,
-            settings, versions of the tasks.
+        digest: SHA-256 of everything that decides the numbers of the search: prompts, tokens,
+            targets, items, settings, versions of the tasks.
+        unseen: SHA-256 of the confirm and report items, which a study may change.
         num_items: For each role, the items of each task.
     """
 
     digest: str
+    unseen: str = ""
     num_items: Mapping[ItemRole, Mapping[str, int]] = field(default_factory=dict)
 
 

@@ -72,6 +72,14 @@ class Harness(AbstractEvaluator):
             )
         self._facts = SuiteFacts(
             digest=self._digest(),
+            unseen=digest(
+                [
+                    [task.name, role, part.split, part.ids, part.contents]
+                    for task in tasks.tasks
+                    for role, part in task.roles.items()
+                    if role != "search"
+                ]
+            ),
             num_items={
                 role: {name: len(ids) for name, ids in tasks.items(role).items()} for role in ROLES
             },
@@ -197,7 +205,11 @@ class Harness(AbstractEvaluator):
         return TaskItems(tuple(items), values, answers)
 
     def _digest(self) -> str:
-        settings = self._config.model_dump(exclude={"include_path": True, "tasks": True})
+        # what is confirmed on changes no score of the search
+        unseen = {"confirm": True, "report": True}
+        settings = self._config.model_dump(
+            exclude={"include_path": True, "tasks": True, "items": unseen}
+        )
         generation = getattr(self._lm.model, "generation_config", None)
         defaults = generation.to_diff_dict() if generation is not None else {}
         return digest(
@@ -215,15 +227,14 @@ class Harness(AbstractEvaluator):
     def _describe(self, task: SuiteTask) -> dict[str, Any]:
         """Return what decides a task's numbers: what is asked, of which items, how it is judged."""
         config, searched = task.task.config, self._items["search"].get(task.name, {})
+        searching = task.roles["search"]
         judged = ("output_type", "filter_list", "metric_list", "process_results", "repeats")
         return {
             "task": task.name,
             "metric": task.metric,
             "version": task.task.VERSION,
             "judged": {field: getattr(config, field) for field in judged},
-            "items": {
-                role: [part.split, part.ids, part.contents] for role, part in task.roles.items()
-            },
+            "items": [searching.split, searching.ids, searching.contents],
             "asked": [self._describe_item(task, item) for item in searched.values()],
         }
 

@@ -5,7 +5,7 @@ same on every worker, and nested, so that a raised count only adds items.
 """
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from evomerge.config.suite import ItemRole
@@ -14,6 +14,9 @@ from evomerge.seeds import stream_seed
 
 Strata = Mapping[str, Sequence[int]]
 """Value of the field that draws are stratified by → document numbers that have it."""
+
+Used = Mapping[str, Mapping[str, Collection[int]]]
+"""Task → split → document numbers that no role but search gets any more."""
 
 IDENTIFIERS = frozenset(
     {"id", "_id", "idx", "ind", "index", "uid", "guid", "qid", "doc_id", "question_id"}

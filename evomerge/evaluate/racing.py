@@ -10,14 +10,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
-from typing import Literal
 
+from evomerge.config.search import RacingMode
 from evomerge.errors import ConfigError
 from evomerge.evaluate.evaluator import EvalResult
 from evomerge.evaluate.scores import ScoredTask
 from evomerge.evaluate.verdict import Lead, Term, compare
-
-RacingMode = Literal["off", "conservative", "aggressive"]
 
 RISK: Mapping[RacingMode, float] = {"off": 0.0, "conservative": 0.05, "aggressive": 0.25}
 """Largest chance, over all looks together, that a candidate which is truly as good as the incumbent
@@ -100,16 +98,16 @@ def check_racing(
     if mode == "off":
         return
     problems = [
-        f"racing: task {task.name!r} is scored by {task.metric}, which is no mean over items and "
-        "known on all of them only. Turn racing off, give the task weight 0, or take a metric that "
-        "is a mean."
+        f"racing.mode: task {task.name!r} is scored by {task.metric}, which is no mean over items "
+        "and known on all of them only. Turn racing off, give the task weight 0, or take a metric "
+        "that is a mean."
         for task in tasks
         if task.name not in means
     ]
     if num_chunks < 2:
         problems.append(
-            "racing: the search items are 1 chunk, so nothing can be stopped in between. Raise "
-            "suite.chunks, or turn racing off."
+            "racing.mode: the search items are 1 chunk, so nothing can be stopped in between. "
+            "Raise suite.chunks, or turn racing off."
         )
     if problems:
         raise ConfigError("\n".join(problems))

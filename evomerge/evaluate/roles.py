@@ -1,7 +1,7 @@
 """Roles: which documents of a task are for search, confirm and report; none has two roles."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,7 @@ def assign_roles(
     config: SuiteConfig,
     catalog: Catalog,
     problems: list[str],
+    used: Mapping[str, Collection[int]],
 ) -> dict[ItemRole, RolePart]:
     """Give each role its items of one task, split by split.
 
@@ -61,6 +62,8 @@ def assign_roles(
         config: The suite.
         catalog: Loads the task again for roles that read another split.
         problems: Gets a line for each problem; the roles it is about are left out.
+        used: By split, what confirmations have used. Where too few others are left for confirm and
+            report, both get none.
     """
     own = task.config.test_split or task.config.validation_split
     sharing: dict[str, dict[ItemRole, int | None]] = {}
@@ -86,7 +89,8 @@ def assign_roles(
             continue
         if reading is not task:
             problems.extend(f"{where}.{problem}" for problem in apply_settings(reading, entry))
-        roles |= _draw(entry.task, reading, split, counts, config, problems)
+        taken = frozenset(used.get(split, ()))
+        roles |= _draw(entry.task, reading, split, counts, config, problems, taken)
     return roles
 
 
@@ -143,6 +147,7 @@ def _draw(
     counts: Mapping[ItemRole, int | None],
     config: SuiteConfig,
     problems: list[str],
+    used: Collection[int],
 ) -> dict[ItemRole, RolePart]:
     documents = list(task.eval_docs)
     field = config.items.stratify
@@ -164,6 +169,7 @@ def _draw(
         return {}
     values = {i: str(documents[i].get(field)) if field else "" for i in ids}
     order = draw_order(_strata(ids, values), stream_seed(config.items.seed, "items", name, split))
+    gone = {texts[i] for i in used if i < len(texts)}
     return {
         role: RolePart(
             task,
@@ -173,8 +179,29 @@ def _draw(
             tuple(content_hash(documents[i]) for i in drawn),
             tuple(texts[i] for i in drawn),
         )
-        for role, drawn in draw_roles(order, counts).items()
+        for role, drawn in _unused(order, counts, [i for i in ids if texts[i] in gone]).items()
     }
+
+
+def _unused(
+    order: Sequence[int], counts: Mapping[ItemRole, int | None], used: Collection[int]
+) -> dict[ItemRole, list[int]]:
+    """Draw the roles; where some documents are used, confirm and report from the others.
+
+    Search keeps what it had. Of the roles that find too few others left, none gets any.
+    """
+    drawn = draw_roles(order, counts)
+    if not used:
+        return drawn
+    searched = drawn.get("search", [])
+    left = [i for i in order if i not in {*searched, *used}]
+    others: dict[ItemRole, int | None] = {
+        role: count for role, count in counts.items() if role != "search"
+    }
+    # all that are left may be none
+    enough = sum(1 if count is None else count for count in others.values()) <= len(left)
+    kept: dict[ItemRole, list[int]] = {"search": searched} if "search" in counts else {}
+    return kept | (draw_roles(left, others) if enough else {})
 
 
 def _shortage(

@@ -1,8 +1,8 @@
 """Tasks: lm-eval's own, loaded and checked without a model; their chunks and their metrics."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ from lm_eval.api.task import ConfigurableTask
 from evomerge.config.suite import ItemRole, SuiteConfig, TaskConfig
 from evomerge.errors import ConfigError, EvaluationError, NonFiniteError
 from evomerge.evaluate.catalog import Catalog, quiet
-from evomerge.evaluate.evaluator import Chunk, EvalResult, TaskMetric, Value
-from evomerge.evaluate.items import deal
+from evomerge.evaluate.evaluator import Chunk, EvalResult, TaskItems, TaskMetric, Value
+from evomerge.evaluate.items import Used, deal
 from evomerge.evaluate.leakage import Tested, find_leaks
 from evomerge.evaluate.roles import RolePart, assign_roles
 from evomerge.evaluate.scores import ScoredTask
 from evomerge.evaluate.settings import apply_settings
+from evomerge.evaluate.verdict import pseudo_values
 from evomerge.seeds import stream_seed
 
 
@@ -72,13 +73,43 @@ class TaskSuite:
         """Return the parts of a role's items, each with its share of every task and stratum.
 
         There are `config.chunks` of them, or as many as there are items when those are fewer; none
-        is empty, and a task with fewer items than chunks is in some of them only.
+        is empty, and a task with fewer items than chunks is in some of them only. Confirm and
+        report have none unless every task has items for them.
         """
+        if role != "search" and any(role not in t.roles for t in self.tasks):
+            return ()
         strata = {t.name: t.roles[role].strata for t in self.tasks if role in t.roles}
         parts = deal(
             strata, self.config.chunks, stream_seed(self.config.items.seed, "chunks", role)
         )
         return tuple(Chunk(role, i, part) for i, part in enumerate(parts))
+
+    def drawn(self, roles: Sequence[ItemRole]) -> dict[str, dict[str, list[int]]]:
+        """Return the documents of some roles, by task and split."""
+        drawn: dict[str, dict[str, list[int]]] = {}
+        for task in self.tasks:
+            for part in (task.roles[role] for role in roles if role in task.roles):
+                drawn.setdefault(task.name, {}).setdefault(part.split, []).extend(part.ids)
+        return drawn
+
+    @property
+    def means(self) -> tuple[str, ...]:
+        """Names of the tasks whose metric that counts is the mean of its values per item."""
+        return tuple(t.name for t in self.tasks if _aggregation(t, t.metric) is mean)
+
+    def with_numbers(self, result: EvalResult) -> EvalResult:
+        """Return a result whose metrics that count have a number per item, whose mean they are.
+
+        A metric that is no mean, such as F1 or corpus BLEU, gets jackknife pseudo-values.
+
+        Raises:
+            EvaluationError: A metric is not one number over these items.
+        """
+        numbered = dict(result)
+        for task in self.tasks:
+            if task.name in result and task.name not in self.means:
+                numbered[task.name] = _with_pseudo_values(task, result[task.name])
+        return numbered
 
     def aggregate(self, result: EvalResult) -> dict[str, dict[str, TaskMetric]]:
         """Return every task's metrics over the items of a result, by lm-eval's own aggregation.
@@ -105,8 +136,13 @@ class TaskSuite:
         return metrics
 
 
-def load_tasks(config: SuiteConfig) -> TaskSuite:
+def load_tasks(config: SuiteConfig, used: Used | None = None) -> TaskSuite:
     """Load a suite's tasks with their data, put its settings on them, give each role its items.
+
+    Args:
+        config: The suite.
+        used: Items of earlier confirmations, which no further one gets: as of `TaskSuite.drawn`.
+            Where some task has too few others, no task has items of that role.
 
     Raises:
         ConfigError: One line for each problem, beginning with the dotted field it is about
@@ -121,7 +157,7 @@ def load_tasks(config: SuiteConfig) -> TaskSuite:
     with quiet():
         catalog = Catalog([folder for folder in config.include_path if Path(folder).is_dir()])
         loaded = [
-            _load_task(f"suite.tasks[{i}]", entry, config, catalog, problems)
+            _load_task(f"suite.tasks[{i}]", entry, config, catalog, problems, used or {})
             for i, entry in enumerate(config.tasks)
         ]
     leaks = find_leaks([_items_of(i, task) for i, task in enumerate(loaded) if task is not None])
@@ -146,7 +182,12 @@ def _items_of(i: int, task: SuiteTask) -> Tested:
 
 
 def _load_task(
-    where: str, entry: TaskConfig, config: SuiteConfig, catalog: Catalog, problems: list[str]
+    where: str,
+    entry: TaskConfig,
+    config: SuiteConfig,
+    catalog: Catalog,
+    problems: list[str],
+    used: Used,
 ) -> SuiteTask | None:
     try:
         task = catalog.load(entry.task)
@@ -170,7 +211,7 @@ def _load_task(
                 f"{where}.higher_is_better: lm-eval does not know whether more {metric} is better. "
                 "Set it to true or false."
             )
-    roles = assign_roles(where, entry, task, config, catalog, problems)
+    roles = assign_roles(where, entry, task, config, catalog, problems, used.get(entry.task, {}))
     return SuiteTask(entry, task, metric or "", bool(higher), roles)
 
 
@@ -198,7 +239,7 @@ def _metric_key(
 
 
 def _aggregate(task: SuiteTask, key: str, column: Sequence[Value]) -> TaskMetric | None:
-    function = task.task.aggregation().get(key.rpartition(",")[0], mean)
+    function = _aggregation(task, key)
     values: list[Any] = [value for value in column if value is not None]
     if not values:
         return None
@@ -218,3 +259,28 @@ def _aggregate(task: SuiteTask, key: str, column: Sequence[Value]) -> TaskMetric
         return None
     closed = function is mean and len(values) > 1
     return TaskMetric(value, float(mean_stderr(values)) if closed else None, len(values))
+
+
+def _aggregation(task: SuiteTask, key: str) -> Callable[[list[Any]], float]:
+    function: Callable[[list[Any]], float] = task.task.aggregation().get(
+        key.rpartition(",")[0], mean
+    )
+    return function
+
+
+def _with_pseudo_values(task: SuiteTask, items: TaskItems) -> TaskItems:
+    column = items.values[task.metric]
+    known = [i for i, value in enumerate(column) if value is not None]
+    if len(known) < 2:
+        return items
+
+    def measure(values: Sequence[Value]) -> float:
+        found = _aggregate(task, task.metric, values)
+        assert found is not None, "the metric that counts is a number or an error"
+        return found.value
+
+    numbers = pseudo_values([column[i] for i in known], measure)
+    replaced: list[Value] = [None] * len(column)
+    for i, number in zip(known, numbers, strict=True):
+        replaced[i] = number
+    return replace(items, values={**items.values, task.metric: tuple(replaced)})

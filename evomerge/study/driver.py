@@ -8,13 +8,14 @@ up under their old numbers, with the chunks that were scored already.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from evomerge.config.recipe import Recipe
 from evomerge.config.suite import ItemRole
-from evomerge.errors import InterruptedStudy, StudyError
+from evomerge.errors import EvaluationError, InterruptedStudy, StudyError
+from evomerge.evaluate.evaluator import Chunk
 from evomerge.propose.proposer import AbstractProposer, replay
 from evomerge.space.decode import decode, values_of
 from evomerge.space.genome import Genome
@@ -22,14 +23,22 @@ from evomerge.study.baselines import (
     RANDOM,
     RANDOM_STEP,
     baseline_recipes,
-    main_baselines,
     next_baseline,
     random_recipe,
 )
-from evomerge.study.items import ItemStore
+from evomerge.study.confirmation import (
+    MEAN,
+    NO_REPORT_ITEMS,
+    Confirmation,
+    choose_winner,
+    pass_verdict,
+    shortlist,
+)
+from evomerge.study.items import ItemStore, ScoredChunk
 from evomerge.study.ledger import Ledger
+from evomerge.study.races import Races
 from evomerge.study.records import Ask, TrialRecord, TrialResult
-from evomerge.study.results import Metrics, confirmation, result_of, retold
+from evomerge.study.results import Metrics, result_of, retold
 from evomerge.study.schedule import Schedule, Scored
 from evomerge.study.setup import Setup
 from evomerge.study.storage import StudyStorage
@@ -61,6 +70,7 @@ class Surroundings:
         observe: Called with the study's summary after every change.
         interrupted: Whether the user asked to stop.
         clock: Seconds, from any zero.
+        confirmed: Earlier confirmations of the study; the setup's tasks give other items.
     """
 
     storage: StudyStorage
@@ -70,6 +80,7 @@ class Surroundings:
     observe: Callable[[Summary], None]
     interrupted: Callable[[], bool]
     clock: Callable[[], float] = time.monotonic
+    confirmed: tuple[Confirmation, ...] = ()
 
 
 class Driver:
@@ -89,7 +100,8 @@ class Driver:
         self._scored: dict[int, Scored] = {}  # came back, not yet recorded
         self._started = around.clock()
         self._elapsed_before = 0.0
-        self._confirmed: Any = None  # scores on the confirm items, as they are stored
+        self._races = Races(setup, around.items)
+        self._confirmed = around.confirmed
         self._notes: Any = None  # what was known of the study before it ran, likewise
 
     def run(self) -> Ledger:
@@ -108,7 +120,8 @@ class Driver:
             self._score_baselines()
             state = self._search()
             self._score_random()
-            self._confirm()
+            if not self._is_confirmed():
+                self._confirm()
         except InterruptedStudy:
             self._storage.set_attribute("state", "interrupted")
             raise
@@ -116,18 +129,36 @@ class Driver:
         self._report(state)
         return self._ledger
 
-    def _restore(self) -> None:
+    def confirm(self) -> Confirmation:
+        """Confirm what has been found so far, on items that no confirmation has used yet.
+
+        Raises:
+            InterruptedStudy: As `run`.
+            StudyError: As `run`; or nothing has been found, or no such items are left.
+        """
+        self._restore(take_up=False)
+        name = self._storage.name
+        if self._ledger.best is None:
+            raise StudyError(f"study {name!r}: no candidate has been scored yet. Resume it first.")
+        if not self._setup.tasks.chunks("confirm"):
+            raise StudyError(
+                f"study {name!r}: no confirm items are left that were not used. Give "
+                "suite.items.confirm a count that leaves some, or another split."
+            )
+        self._confirm()
+        return self._confirmed[-1]
+
+    def _restore(self, take_up: bool = True) -> None:
         records = self._storage.trials()
         half = [(r.number, r.result) for r in records if r.state == "running" and r.result]
         for number, result in half:
             self._storage.close_recorded(number, result)
         known = self._storage.trials() if half else records
         self._ledger = Ledger(known, self._setup.merge_hash)
-        self._confirmed = self._storage.attribute("confirm")
         self._notes = self._storage.attribute("notes")
         self._elapsed_before = self._ledger.elapsed_s
         _replay(self._proposer, self._ledger)
-        for record in self._ledger.open:
+        for record in self._ledger.open if take_up else ():
             self._take_up(record)
         if records:
             log.info("resumed: %d trials, %d of them open", len(records), len(self._ledger.open))
@@ -143,19 +174,21 @@ class Driver:
             self._await_baselines()
 
     def _score_random(self) -> None:
-        """Score as many random candidates as the search has scored of its own."""
+        """Score random candidates on as many items as the search has scored its own on."""
         if RANDOM in self._setup.config.study.baselines:
             known = self._ledger.baselines
-            for number in range(self._ledger.num_evaluations):
+            whole = sum(chunk.num_items for chunk in self._setup.tasks.chunks("search"))
+            for number in range(-(-self._ledger.num_examples_of_candidates // whole)):
                 if f"{RANDOM_STEP}{number}" not in known:
                     recipe = random_recipe(self._setup, number)
                     self._add_baseline(f"{RANDOM_STEP}{number}", recipe)
             self._await_baselines()
 
-    def _add_baseline(self, name: str, recipe: Recipe) -> None:
+    def _add_baseline(self, name: str, recipe: Recipe) -> TrialRecord:
         record = self._storage.add_baseline(name, recipe)
         self._ledger.put(record)
         self._take_up(record)
+        return record
 
     def _await_baselines(self) -> None:
         while waiting := [r for r in self._ledger.baselines.values() if r.result is None]:
@@ -231,12 +264,29 @@ class Driver:
 
     def _take_up(self, record: TrialRecord) -> None:
         if self._ledger.original_of(record) is None:
+            for stopped in self._ledger.stopped_before(record):
+                self._around.items.copy(stopped.recipe.hash, record.recipe.hash, "search")
             self._add_to_schedule(record, "search")
+            self._look(record.number)
 
     def _add_to_schedule(self, record: TrialRecord, role: ItemRole) -> None:
-        known = self._around.items.read(record.recipe.hash, role)
         chunks = self._setup.tasks.chunks(role)
-        self._schedule.add(record.number, record.recipe, chunks, known)
+        stored = self._around.items.read(record.recipe.hash, role, self._turn_of(role))
+        known = {c.index: stored[c.index] for c in chunks if _is_of(stored.get(c.index), c)}
+        races = bool(self._races) and role == "search" and record.ask is not None
+        self._schedule.add(record.number, record.recipe, chunks, known, races)
+
+    def _turn_of(self, role: ItemRole) -> int:
+        return 1 if role == "search" else len(self._confirmed) + 1
+
+    def _look(self, trial: int) -> None:
+        """Stop a candidate if its results so far say so."""
+        record = self._ledger[trial]
+        if self._races and record.ask is not None:
+            scored = self._schedule.scored(trial)
+            num_chunks = self._races.stops_after(record, scored, self._ledger)
+            if num_chunks is not None:
+                self._schedule.stop(trial, num_chunks)
 
     def _turn(self) -> None:
         """Hand out jobs, take in what has come back."""
@@ -264,11 +314,18 @@ class Driver:
             chunk = self._schedule.settle(outcome)
             if chunk is not None:
                 role = outcome.job.chunk.role
-                self._around.items.add(outcome.job.recipe.hash, role, chunk)
+                self._around.items.add(outcome.job.recipe.hash, role, chunk, self._turn_of(role))
+                if role == "search":
+                    self._look(outcome.job.trial)
 
     def _can_record(self, record: TrialRecord) -> bool:
         first = self._ledger.original_of(record) or record
-        return first.result is not None or first.number in self._scored
+        if first.result is not None:
+            return True
+        scored = self._scored.get(first.number)
+        if scored is not None and scored.state == "stopped":
+            return self._races.can_tell(first, self._scored, self._ledger)
+        return scored is not None
 
     def _record_in_order(self) -> None:
         for record in self._ledger.open:
@@ -300,14 +357,15 @@ class Driver:
         original = self._ledger.original_of(record)
         if original is None:
             known = self._parents() if parents is None else parents
-            result = result_of(self._setup, self._scored.pop(record.number), known)
+            scored = self._scored.pop(record.number)
+            result = result_of(self._setup, scored, known)
+            loss = self._loss_to_tell(record, result, scored)
         else:
             result = retold(original)
+            loss = self._loss_told_again(original, result)
         result = replace(result, elapsed_s=round(self._elapsed(), 3))
         if record.ask is not None:
-            result = replace(
-                result, tell_seq=self._ledger.num_tells, told_loss=self._loss_to_tell(result)
-            )
+            result = replace(result, tell_seq=self._ledger.num_tells, told_loss=loss)
         if record.state == "waiting":
             self._storage.start(record.number)
         self._storage.finish(record.number, result)
@@ -318,29 +376,75 @@ class Driver:
             log.info("%s %s", result.state, result.error or result.fitness)
         self._report("running")
 
-    def _loss_to_tell(self, result: TrialResult) -> float:
-        if result.fitness is not None:
-            return -result.fitness
-        worst = self._ledger.worst_loss
-        assert worst is not None, "the baselines are scored before any candidate"
-        return worst
+    def _loss_to_tell(
+        self, record: TrialRecord, result: TrialResult, scored: Scored
+    ) -> float | None:
+        if result.state == "stopped":
+            assert scored.result is not None, "what was stopped was scored on some items"
+            return -self._races.told(record, scored.result, self._ledger)
+        return -result.fitness if result.fitness is not None else self._ledger.worst_loss
+
+    def _loss_told_again(self, original: TrialRecord, result: TrialResult) -> float | None:
+        if result.state == "stopped":
+            assert original.result is not None, "the original is recorded before its duplicate"
+            return original.result.told_loss
+        return -result.fitness if result.fitness is not None else self._ledger.worst_loss
+
+    def _is_confirmed(self) -> bool:
+        """Whether nothing can be confirmed that is not confirmed yet."""
+        if self._ledger.best is None or not self._setup.tasks.chunks("confirm"):
+            return True
+        return bool(self._confirmed) and self._confirmed[-1].num_tells == self._ledger.num_tells
 
     def _confirm(self) -> None:
-        best = self._ledger.best
-        if best is None or not self._setup.tasks.chunks("confirm"):
-            return
+        """Choose a winner on confirm items and test it on report items, all of them unused."""
         self._report("confirming")
-        records = [*main_baselines(self._ledger.baselines).values(), best]
-        # of trials with one merge, the first is scored for all
-        firsts = {self._ledger.merge_of(record): record for record in reversed(records)}
+        mean = self._score_mean()
+        records = shortlist(self._setup, self._ledger, mean)
+        confirmed = choose_winner(self._setup, records, self._score_all(records, "confirm"))
+        verdict, no_verdict = None, NO_REPORT_ITEMS
+        if self._setup.tasks.chunks("report"):
+            pair = {name: records[name] for name in (confirmed.winner, confirmed.parent)}
+            try:
+                verdict = pass_verdict(self._setup, confirmed, self._score_all(pair, "report"))
+            except EvaluationError as error:
+                no_verdict = f"no verdict: {error}"
+        self._confirmed += (
+            Confirmation(
+                num_tells=self._ledger.num_tells,
+                scores=confirmed.scores,
+                winner=confirmed.winner,
+                parent=confirmed.parent,
+                used=self._setup.tasks.drawn(("confirm", "report")),
+                verdict=verdict,
+                no_verdict=None if verdict else no_verdict,
+                dropped=confirmed.dropped,
+            ),
+        )
+        stored = [confirmation.to_json() for confirmation in self._confirmed]
+        self._storage.set_attribute("confirmations", stored)
+
+    def _score_mean(self) -> TrialRecord | None:
+        """Score what the proposer's mean decodes to on the search items; None where it has none."""
+        mean = self._proposer.mean() if self._setup.config.confirm.mean else None
+        if mean is None or not self._ledger.num_tells:
+            return None
+        name = f"{MEAN}:{self._ledger.num_tells}"
+        if name not in self._ledger.baselines:
+            genome = Genome(tuple(map(float, mean)))
+            self._add_baseline(name, decode(self._setup.space, genome, self._setup.template))
+        self._await_baselines()
+        return self._ledger.baselines[name]
+
+    def _score_all(self, records: Mapping[str, TrialRecord], role: ItemRole) -> dict[str, Scored]:
+        """Score some trials on the items of a role; of those with one merge, the first for all."""
+        firsts = {self._ledger.merge_of(r): r for r in reversed(list(records.values()))}
         for record in firsts.values():
-            self._add_to_schedule(record, "confirm")
-        while len(self._schedule):
+            self._add_to_schedule(record, role)
+        while any(record.number not in self._scored for record in firsts.values()):
             self._turn()
         found = {merge: self._scored.pop(record.number) for merge, record in firsts.items()}
-        scored = {record.number: found[self._ledger.merge_of(record)] for record in records}
-        self._confirmed = confirmation(self._setup, records, scored)
-        self._storage.set_attribute("confirm", self._confirmed)
+        return {name: found[self._ledger.merge_of(record)] for name, record in records.items()}
 
     def _elapsed(self) -> float:
         return self._elapsed_before + self._around.clock() - self._started
@@ -348,6 +452,11 @@ class Driver:
     def _report(self, state: str) -> None:
         name = self._storage.name
         self._around.observe(summarise(name, state, self._ledger, self._confirmed, self._notes))
+
+
+def _is_of(scored: ScoredChunk | None, chunk: Chunk) -> bool:
+    """Whether stored results are those of a chunk: what is confirmed on may change."""
+    return scored is not None and {t: i.ids for t, i in scored.result.items()} == dict(chunk.items)
 
 
 def _replay(proposer: AbstractProposer, ledger: Ledger) -> None:

@@ -73,10 +73,24 @@ def _check_digest(view: StudyView, record: TrialRecord, digest: str, folder: Pat
 def _heading(view: StudyView, record: TrialRecord) -> str:
     assert record.result is not None, "only scored trials are exported"
     scores = ", ".join(f"{task} {s.value:.4f}" for task, s in record.result.tasks.items())
-    return (
-        f"# Trial {record.number} of the evomerge study {view.name!r}.\n"
-        f"# Objective on the search items: {record.result.fitness:.4f} ({scores}).\n"
-    )
+    lines = [
+        f"Trial {record.number} of the evomerge study {view.name!r}.",
+        f"Objective on the search items: {record.result.fitness:.4f} ({scores}).",
+        *_judged(view, record),
+        *(f"Leakage: {sentence}" for sentence in view.summary["leakage"]),
+    ]
+    return "".join(f"# {line}\n" for line in lines)
+
+
+def _judged(view: StudyView, record: TrialRecord) -> list[str]:
+    """Return what the last confirmation says of a trial, if it chose that one."""
+    confirmed = view.confirmations
+    if not confirmed or confirmed[-1].trial != record.number:
+        return []
+    last = confirmed[-1]
+    score = last.scores[last.winner].objective
+    said = f"Verdict: {last.verdict.sentence}." if last.verdict else str(last.no_verdict)
+    return [f"Objective on the confirm items, unseen by the search: {score:.4f}.", said]
 
 
 def _write_text(path: Path, text: str) -> None:

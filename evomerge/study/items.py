@@ -50,13 +50,19 @@ class ItemStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def add(self, recipe_hash: str, role: ItemRole, chunk: ScoredChunk) -> None:
+    def add(self, recipe_hash: str, role: ItemRole, chunk: ScoredChunk, turn: int = 1) -> None:
         """Append a chunk's results and force them to disk.
+
+        Args:
+            recipe_hash: Of the recipe that was scored.
+            role: What the items are for.
+            chunk: The results.
+            turn: Number of the confirmation, from 1; each has items of its own.
 
         Raises:
             StudyError: The folder cannot be written.
         """
-        path = self._path(recipe_hash, role)
+        path = self._path(recipe_hash, role, turn)
         line = json.dumps(_to_json(chunk), separators=(",", ":"), allow_nan=False) + "\n"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,9 +77,9 @@ class ItemStore:
                 "Make room or mend the folder, then resume."
             ) from None
 
-    def read(self, recipe_hash: str, role: ItemRole) -> dict[int, ScoredChunk]:
+    def read(self, recipe_hash: str, role: ItemRole, turn: int = 1) -> dict[int, ScoredChunk]:
         """Return the chunks that are stored for a recipe, by index."""
-        path = self._path(recipe_hash, role)
+        path = self._path(recipe_hash, role, turn)
         if not path.exists():
             return {}
         chunks = {}
@@ -85,8 +91,16 @@ class ItemStore:
                 continue  # cut off by a kill, no chunk, or the empty end of the file
         return chunks
 
-    def _path(self, recipe_hash: str, role: ItemRole) -> Path:
-        return self._folder / role / f"{recipe_hash[:32]}.jsonl"
+    def copy(self, recipe_hash: str, other: str, role: ItemRole) -> None:
+        """Store what is known of a recipe for another of the same merge, too."""
+        known = self.read(other, role)
+        for index, chunk in self.read(recipe_hash, role).items():
+            if index not in known:
+                self.add(other, role, chunk)
+
+    def _path(self, recipe_hash: str, role: ItemRole, turn: int) -> Path:
+        folder = role if turn == 1 else f"{role}-{turn}"
+        return self._folder / folder / f"{recipe_hash[:32]}.jsonl"
 
 
 def _last_byte(descriptor: int) -> bytes:

@@ -3,6 +3,7 @@
 The dedupe memory, the budget spent, the best so far.
 """
 
+from bisect import insort
 from collections.abc import Callable, Iterable
 
 from evomerge.config.recipe import Recipe
@@ -31,15 +32,16 @@ class Ledger:
         self._records: dict[int, TrialRecord] = {}
         self._merge_hash = merge_hash
         self._merges: dict[str, str] = {}  # by recipe hash
-        self._first: dict[str, int] = {}
+        self._same: dict[str, list[int]] = {}  # by merge, trials in order of their numbers
         for record in records:
             self.put(record)
 
     def put(self, record: TrialRecord) -> None:
         """Add a trial, or replace what is known of it."""
         self._records[record.number] = record
-        merge = self.merge_of(record)
-        self._first[merge] = min(self._first.setdefault(merge, record.number), record.number)
+        same = self._same.setdefault(self.merge_of(record), [])
+        if record.number not in same:
+            insort(same, record.number)
 
     def merge_of(self, record: TrialRecord) -> str:
         """Return the hash that a trial's recipe has in common with all of the same merge."""
@@ -72,13 +74,22 @@ class Ledger:
         return [record for record in self.records if record.state not in FINISHED]
 
     def original_of(self, record: TrialRecord) -> TrialRecord | None:
-        """Return the earlier trial of the same merge; None when this is the first."""
+        """Return the earlier trial of the same merge; None when this is the first.
+
+        One that racing stopped, and whose end the proposer knew of when it asked again, does not
+        count: the later trial is scored on, from where that one stopped.
+        """
         if record.result is not None:
             # scored or not, it stays so: an earlier version may have known fewer merges as the same
             told = record.result.duplicate_of
             return None if told is None else self._records[told]
-        first = self._first[self.merge_of(record)]
-        return None if first == record.number else self._records[first]
+        earlier = (self._records[n] for n in self._same[self.merge_of(record)])
+        return next((e for e in earlier if _stands_for(e, record)), None)
+
+    def stopped_before(self, record: TrialRecord) -> list[TrialRecord]:
+        """Return the earlier trials of the same merge that racing stopped, by number."""
+        earlier = (self._records[n] for n in self._same[self.merge_of(record)])
+        return [e for e in earlier if e.number < record.number and e.state == "stopped"]
 
     @property
     def num_asks(self) -> int:
@@ -136,6 +147,14 @@ class Ledger:
                 break
             count += 1
         return count
+
+
+def _stands_for(earlier: TrialRecord, record: TrialRecord) -> bool:
+    if earlier.number >= record.number:
+        return False
+    if earlier.state != "stopped" or earlier.result is None or record.ask is None:
+        return True
+    return earlier.result.tell_seq is None or earlier.result.tell_seq >= record.ask.after
 
 
 def _fitness_then_age(record: TrialRecord) -> tuple[float, int]:

@@ -1,6 +1,6 @@
 """What a study remembers: one record per trial, and the states a trial goes through.
 
-waiting -> running -> done | duplicate | invalid | failed
+waiting -> running -> done | stopped | duplicate | invalid | failed
 """
 
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ from typing import Any, Literal
 from evomerge.config.recipe import Recipe
 from evomerge.evaluate.evaluator import TaskMetric
 
-State = Literal["waiting", "running", "done", "duplicate", "invalid", "failed"]
-FINISHED: tuple[State, ...] = ("done", "duplicate", "invalid", "failed")
+State = Literal["waiting", "running", "done", "stopped", "duplicate", "invalid", "failed"]
+FINISHED: tuple[State, ...] = ("done", "stopped", "duplicate", "invalid", "failed")
 
-EXTRA_BASELINES = ("lambda", "ties", "model_stock", "random")
+EXTRA_BASELINES = ("lambda", "ties", "model_stock", "random", "mean")
 """What the names of baselines begin with that a study can go without: one that cannot be scored is
 left out, and what the proposer is told does not depend on them."""
 
@@ -41,9 +41,9 @@ class TrialResult:
 
     Attributes:
         state: One of the finished states.
-        fitness: The objective; None for failures.
+        fitness: The objective; None for failures, and for those that racing stopped.
         stderr: Its standard error, where it is known.
-        tasks: The chosen metric of each task.
+        tasks: The chosen metric of each task; of a stopped one, on the items it was scored on.
         examples: Items scored for this trial; 0 for a duplicate.
         seconds_merge: Seconds spent on materialising weights.
         seconds_score: Seconds spent on scoring.
@@ -53,7 +53,8 @@ class TrialResult:
         digest: Digest of the scored weights.
         duplicate_of: Trial whose result was told again.
         tell_seq: Position in the sequence of tells; None for baselines.
-        told_loss: What the proposer was told; None for baselines.
+        told_loss: What the proposer was told; None for baselines. For a stopped trial it is what
+            the whole score is expected to be, the sign turned.
         error: One sentence, for failures.
         elapsed_s: Seconds the search had run, over all its sessions.
     """

@@ -1,10 +1,9 @@
-"""Results: what came back from the workers, as trials remember and confirmation reports it."""
+"""Results: what came back from the workers, as trials remember it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-from evomerge.errors import EvaluationError, StudyError
+from evomerge.errors import EvaluationError
 from evomerge.evaluate.evaluator import TaskMetric
 from evomerge.study.records import TrialRecord, TrialResult
 from evomerge.study.schedule import Scored
@@ -35,6 +34,9 @@ def result_of(setup: Setup, scored: Scored, parents: Sequence[Metrics]) -> Trial
         return replace(cost, state=scored.state, error=scored.error)
     try:
         metrics = setup.metrics_of(scored.result)
+        if scored.state == "stopped":
+            digest = scored.chunks[0].digest
+            return replace(cost, state="stopped", tasks=metrics, digest=digest)
         score = setup.score_of(metrics, parents)
     except EvaluationError as error:
         return replace(cost, error=str(error))
@@ -51,11 +53,17 @@ def result_of(setup: Setup, scored: Scored, parents: Sequence[Metrics]) -> Trial
 def retold(original: TrialRecord) -> TrialResult:
     """Return the result of a merge that was scored before as a duplicate's own; it cost nothing.
 
+    A duplicate of one that racing stopped is stopped.
+
     Args:
         original: The earlier trial of the merge, recorded.
     """
     first = original.result
     assert first is not None, "the original is recorded before its duplicate"
+    if first.state == "stopped":
+        return TrialResult(
+            "stopped", tasks=first.tasks, digest=first.digest, duplicate_of=original.number
+        )
     if first.fitness is None:
         reason = f"same merge as trial {original.number}: {first.error}"
         return TrialResult(first.state, error=reason, duplicate_of=original.number)
@@ -67,46 +75,3 @@ def retold(original: TrialRecord) -> TrialResult:
         digest=first.digest,
         duplicate_of=original.number,
     )
-
-
-def confirmation(
-    setup: Setup, records: Sequence[TrialRecord], scored: Mapping[int, Scored]
-) -> dict[str, dict[str, Any]]:
-    """Return the scores of the winner and the baselines on the confirm items, as plain data.
-
-    Args:
-        setup: The search.
-        records: The baselines, then the winner.
-        scored: What came back, by trial.
-
-    Raises:
-        StudyError: One of them could not be scored.
-    """
-    metrics = {record.number: _confirm_metrics(setup, scored[record.number]) for record in records}
-    parents = [metrics[record.number] for record in records if record.is_parent]
-    return {
-        record.baseline or "winner": _confirm_scores(setup, record, metrics[record.number], parents)
-        for record in records
-    }
-
-
-def _confirm_metrics(setup: Setup, scored: Scored) -> Metrics:
-    if scored.result is None:
-        raise StudyError(
-            f"trial {scored.trial} cannot be scored on the confirm items ({scored.error}). "
-            "Mend the cause and resume."
-        )
-    return setup.metrics_of(scored.result)
-
-
-def _confirm_scores(
-    setup: Setup, record: TrialRecord, metrics: Metrics, parents: Sequence[Metrics]
-) -> dict[str, Any]:
-    score = setup.score_of(metrics, parents)
-    return {
-        "trial": record.number,
-        "objective": score.value,
-        "stderr": score.stderr,
-        "tasks": {task: metric.value for task, metric in metrics.items()},
-        "num_items": sum(metric.num_items for metric in metrics.values()),
-    }

@@ -2,13 +2,17 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evomerge.config.search import SearchConfig, journal_of, load_search, make_search
 from evomerge.config.strict import Origin, override
 from evomerge.errors import InterruptedStudy, StudyError
+from evomerge.evaluate.tasks import load_tasks
+from evomerge.study.confirmation import Confirmation, used_items
 from evomerge.study.driver import Driver, Surroundings
 from evomerge.study.items import ItemStore
 from evomerge.study.lock import study_lock
@@ -58,18 +62,45 @@ def run_search(
             f"study {config.study.name!r}: there is no folder {folder}. Start it first."
         )
     setup = prepare(config)  # before anything is written
-    with study_lock(folder):
-        handler = open_log(folder / "logs", "driver")
-        try:
-            for finding in setup.findings:
-                log.warning("%s", finding.sentence)
-                warn(f"warning: {finding.sentence}")
-            for sentence in sentences_of(notes_of(setup)):
-                log.warning(sentence)
-                warn(sentence)
-            _run(setup, resume, observe, interrupted, start_pool)
-        finally:
-            close_log(handler)
+    with _logged(config):
+        for finding in setup.findings:
+            log.warning("%s", finding.sentence)
+            warn(f"warning: {finding.sentence}")
+        for sentence in sentences_of(notes_of(setup)):
+            log.warning(sentence)
+            warn(sentence)
+        with _open(setup, resume, observe, interrupted, start_pool) as driver:
+            driver.run()
+
+
+def confirm_study(
+    config: SearchConfig,
+    *,
+    observe: Callable[[dict[str, Any]], None] = lambda summary: None,
+    interrupted: Callable[[], bool] = lambda: False,
+    start_pool: PoolMaker = lambda config, settings: make_pool(config.workers, settings),
+) -> Confirmation:
+    """Confirm what a study has found so far, on items that no confirmation has used yet.
+
+    Args:
+        config: The search.
+        observe: As for `run_search`.
+        interrupted: Likewise.
+        start_pool: Likewise.
+
+    Raises:
+        ConfigError, StudyError, InterruptedStudy: As `run_search`; or no such items are left.
+    """
+    setup = prepare(config)
+    with _logged(config):
+        driver = _open(setup, True, observe, interrupted, start_pool)
+        with driver as running:
+            return running.confirm()
+
+
+def confirmations_of(storage: StudyStorage) -> tuple[Confirmation, ...]:
+    """Return the confirmations that a study holds."""
+    return tuple(map(Confirmation.from_json, storage.attribute("confirmations") or ()))
 
 
 def find_config(study: str, storage: str | None, settings: Sequence[str] = ()) -> SearchConfig:
@@ -106,13 +137,27 @@ def stored_config(name: str, location: str, settings: Sequence[str] = ()) -> Sea
     return make_search(*override(stored, Origin(f"<study {name}>"), settings))
 
 
-def _run(
+@contextmanager
+def _logged(config: SearchConfig) -> Iterator[None]:
+    """Hold the study's lock, and keep its log."""
+    folder = Path(config.study.folder)
+    with study_lock(folder):
+        handler = open_log(folder / "logs", "driver")
+        try:
+            yield
+        finally:
+            close_log(handler)
+
+
+@contextmanager
+def _open(
     setup: Setup,
     resume: bool,
     observe: Callable[[dict[str, Any]], None],
     interrupted: Callable[[], bool],
     start_pool: PoolMaker,
-) -> None:
+) -> Iterator[Driver]:
+    """Open a study with its workers and give its driver; workers end with it."""
     config = setup.config
     if config.study.journal is not None:
         mend_journal(config.study.journal)
@@ -125,6 +170,10 @@ def _run(
             f"study {config.study.name!r} exists already with {len(records)} trials. "
             "Continue it with evomerge resume, or give study.name and study.folder of a new one."
         )
+    confirmed = confirmations_of(storage)
+    if confirmed:
+        used = used_items(confirmed)
+        setup = replace(setup, tasks=load_tasks(config.suite, used), used=used)
     proposer = setup.proposer()
     pool = start_pool(config, worker_settings(setup))
     try:
@@ -137,8 +186,9 @@ def _run(
             proposer=proposer,
             observe=observe,
             interrupted=interrupted,
+            confirmed=confirmed,
         )
-        Driver(setup, around).run()
+        yield Driver(setup, around)
     except KeyboardInterrupt:
         storage.set_attribute("state", "interrupted")
         raise InterruptedStudy(
@@ -187,4 +237,5 @@ def worker_settings(setup: Setup) -> WorkerSettings:
         gpus=config.workers.gpus,
         count=config.workers.count,
         sources=config.workers.sources,
+        used=setup.used,
     )

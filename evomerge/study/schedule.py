@@ -25,8 +25,8 @@ class Scored:
     Attributes:
         trial: Its trial's number.
         result: Results per item, chunks joined; None for a failure.
-        state: `done`, `invalid` or `failed`.
-        chunks: What was scored, in order of the chunks.
+        state: `done`, `stopped`, `invalid` or `failed`.
+        chunks: What was scored, in order of the chunks; of a stopped one, those that decided.
         attempt: Tries it took.
         error: One sentence, for failures.
     """
@@ -46,9 +46,12 @@ class _Open:
     recipe: Recipe
     waiting: list[Chunk]
     scored: dict[int, ScoredChunk]
+    races: bool
     running: int = 0
     attempt: int = 1
     failure: tuple[State, str] | None = None
+    failed_at: int = 0
+    stopped: int | None = None
 
     @property
     def begun(self) -> bool:
@@ -56,7 +59,13 @@ class _Open:
 
     @property
     def over(self) -> bool:
-        return not self.running and (self.failure is not None or not self.waiting)
+        return not self.running and not self.waiting
+
+    def fail(self, state: State, error: str, before: int) -> None:
+        """Give up; chunks before one that failed may still show that it was to be stopped."""
+        if self.failure is None or before < self.failed_at:
+            self.failure, self.failed_at = (state, error), before
+        self.waiting = [chunk for chunk in self.waiting if chunk.index < before]
 
 
 @dataclass
@@ -72,10 +81,20 @@ class Schedule:
         recipe: Recipe,
         chunks: tuple[Chunk, ...],
         known: Mapping[int, ScoredChunk],
+        races: bool = False,
     ) -> None:
-        """Add a candidate; chunks that are known already are not scored again."""
+        """Add a candidate; chunks that are known already are not scored again.
+
+        Args:
+            trial: Its trial's number.
+            recipe: What to merge.
+            chunks: What to score it on.
+            known: What has been scored, by index.
+            races: Whether it may be stopped. When one of its chunks fails, those before it are
+                still scored: whether it fails or is stopped does not depend on timing.
+        """
         waiting = [chunk for chunk in chunks if chunk.index not in known]
-        self._open[trial] = _Open(recipe, waiting, dict(known))
+        self._open[trial] = _Open(recipe, waiting, dict(known), races)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -100,15 +119,27 @@ class Schedule:
         candidate.running -= 1
         if outcome.kind == "done":
             return self._scored(candidate, outcome)
+        if candidate.stopped is not None:
+            return None
         if outcome.kind == "lost" and candidate.attempt < MAX_ATTEMPTS:
             candidate.attempt += 1
             candidate.waiting.insert(0, outcome.job.chunk)
         elif outcome.kind == "lost":
             reason = f"lost {MAX_ATTEMPTS} times (last: {outcome.error})"
-            candidate.failure = ("failed", reason)
+            candidate.fail("failed", reason, before=0)
         else:
-            candidate.failure = (outcome.kind, outcome.error or outcome.kind)
+            before = outcome.job.chunk.index if candidate.races else 0
+            candidate.fail(outcome.kind, outcome.error or outcome.kind, before)
         return None
+
+    def scored(self, trial: int) -> Mapping[int, ScoredChunk]:
+        """Return the chunks of a candidate under way that have come back, by index."""
+        return self._open[trial].scored
+
+    def stop(self, trial: int, num_chunks: int) -> None:
+        """Score a candidate no further; its first chunks, so many, are its result."""
+        candidate = self._open[trial]
+        candidate.stopped, candidate.waiting = num_chunks, []
 
     def over(self) -> list[int]:
         """Return the candidates that nothing more will come of, in the order they were added."""
@@ -118,7 +149,10 @@ class Schedule:
         """Remove a candidate that is over and return what came of it."""
         candidate = self._open.pop(trial)
         assert candidate.over, f"trial {trial} is still under way"
-        chunks = tuple(candidate.scored[index] for index in sorted(candidate.scored))
+        known = sorted(candidate.scored)[: candidate.stopped]
+        chunks = tuple(candidate.scored[index] for index in known)
+        if candidate.stopped is not None:
+            candidate.failure = None  # of a later chunk, which should not have been begun
         digests = {chunk.digest for chunk in chunks}
         if candidate.failure is None and len(digests) > 1:
             workers = ", ".join(sorted({chunk.worker for chunk in chunks}))
@@ -131,10 +165,11 @@ class Schedule:
             state, error = candidate.failure
             return Scored(trial, state, None, chunks, candidate.attempt, error)
         result = join_results([chunk.result for chunk in chunks])
-        return Scored(trial, "done", result, chunks, candidate.attempt)
+        ended: State = "done" if candidate.stopped is None else "stopped"
+        return Scored(trial, ended, result, chunks, candidate.attempt)
 
     def _choose(self, worker: str) -> int | None:
-        ready = [t for t, c in self._open.items() if c.waiting and c.failure is None]
+        ready = [t for t, c in self._open.items() if c.waiting]
         last = self._last.get(worker)
         if last in ready:
             return last

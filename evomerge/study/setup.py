@@ -18,8 +18,11 @@ from evomerge.config.search import BASE, SearchConfig, begins_with_field, place_
 from evomerge.config.strict import dotted
 from evomerge.errors import ConfigError, EvoMergeError
 from evomerge.evaluate.evaluator import EvalResult, TaskMetric
+from evomerge.evaluate.items import Used
+from evomerge.evaluate.racing import check_racing
 from evomerge.evaluate.scores import Objective, Score, make_objective
 from evomerge.evaluate.tasks import TaskSuite, load_tasks
+from evomerge.evaluate.verdict import Term, linearise
 from evomerge.merging.bind import ModelSet
 from evomerge.merging.canonical import CanonicalForms
 from evomerge.merging.checks import rounding_problem, ties_problem
@@ -64,6 +67,7 @@ class Setup:
         merge_hash: Gives the hash that recipes of the same merge have in common.
         findings: What is wrong with knobs: nothing that keeps the search from running.
         unfit_baselines: Why baselines that the config asks for are no merges of these models.
+        used: Items of earlier confirmations, which `tasks` leaves out.
     """
 
     config: SearchConfig
@@ -79,6 +83,7 @@ class Setup:
     merge_hash: Callable[[Recipe], str] = hash_of
     findings: tuple[Finding, ...] = ()
     unfit_baselines: Mapping[str, str] = field(default_factory=dict)
+    used: Used = field(default_factory=dict)
 
     def proposer(self) -> AbstractProposer:
         """Make the proposer, fresh."""
@@ -103,6 +108,18 @@ class Setup:
         """
         objective = self.objective.with_parents([self._keyed(parent) for parent in parents])
         return objective(self._keyed(metrics))
+
+    def terms_at(
+        self, metrics: Mapping[str, TaskMetric], parents: Sequence[Mapping[str, TaskMetric]]
+    ) -> tuple[Term, ...]:
+        """Return the objective as a weighted sum of metrics, as it is near a model's.
+
+        Args:
+            metrics: The model's chosen metrics.
+            parents: As for `score_of`.
+        """
+        objective = self.objective.with_parents([self._keyed(parent) for parent in parents])
+        return linearise(objective, self._keyed(metrics))
 
     def _keyed(self, metrics: Mapping[str, TaskMetric]) -> dict[str, dict[str, TaskMetric]]:
         return {t.name: {t.metric: metrics[t.name]} for t in self.tasks.scored}
@@ -176,7 +193,12 @@ def _load_scoring(
     if tasks is None:
         return None
     objective = problems.catch(("objective",), make_objective, config.objective, tasks.scored)
-    return None if objective is None else (tasks, objective)
+    if objective is None:
+        return None
+    chunks = len(tasks.chunks("search"))
+    mode, means = config.racing.mode, tasks.means
+    problems.catch(("racing",), check_racing, mode, chunks, objective.tasks, means)
+    return tasks, objective
 
 
 def _lay_out_recipes(

@@ -28,7 +28,8 @@ RECORDED_PACKAGES = (
 def make_spec(setup: Setup, facts: SuiteFacts) -> dict[str, Any]:
     """Describe everything that decides a study's trials.
 
-    Budget, workers, the folder's place and library versions are not part of it.
+    Budget, racing, confirmation, workers, the folder's place and library versions are not part of
+    it.
     """
     config = setup.config
     return {
@@ -51,10 +52,11 @@ def make_spec(setup: Setup, facts: SuiteFacts) -> dict[str, Any]:
 
 
 def _suite(suite: SuiteConfig) -> dict[str, Any]:
-    # as of a merge, below
+    # as of a merge, below; what is confirmed on changes no score of the search
     later = {"leakage"}
     said = suite.model_dump(mode="json", include=later, exclude_defaults=True)
-    return suite.model_dump(mode="json", exclude=later) | said
+    unseen = {"items": {"confirm", "report"}}
+    return suite.model_dump(mode="json", exclude={**unseen, **dict.fromkeys(later, True)}) | said
 
 
 def _merge(merge: MergeConfig) -> dict[str, Any]:

@@ -36,6 +36,7 @@ ASK, RECIPE, RESULT, BASELINE = (
 _OPTUNA_STATES: dict[str, TrialState] = {
     "done": TrialState.COMPLETE,
     "duplicate": TrialState.COMPLETE,
+    "stopped": TrialState.PRUNED,
     "invalid": TrialState.FAIL,
     "failed": TrialState.FAIL,
 }

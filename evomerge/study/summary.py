@@ -3,15 +3,18 @@
 It is what `evomerge status --json` prints and what progress is drawn from.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from evomerge.evaluate.verdict import Verdict
 from evomerge.study.baselines import RANDOM_STEP, main_baselines
+from evomerge.study.confirmation import MEAN, TRIAL, Confirmation
 from evomerge.study.ledger import Ledger
 from evomerge.study.records import TrialRecord
 from evomerge.study.setup import Setup
 
-STATES = ("waiting", "running", "done", "duplicate", "invalid", "failed")
+STATES = ("waiting", "running", "done", "stopped", "duplicate", "invalid", "failed")
 
 
 def notes_of(setup: Setup) -> dict[str, Any]:
@@ -39,7 +42,7 @@ def summarise(
     name: str,
     state: str,
     ledger: Ledger,
-    confirm: Any,
+    confirmed: Sequence[Confirmation] = (),
     notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Describe a study.
@@ -48,27 +51,32 @@ def summarise(
         name: The study's name.
         state: `running`, `interrupted`, `stopped`, `done`, `exhausted`.
         ledger: Its trials.
-        confirm: Scores on the confirm items, None until they were taken.
+        confirmed: Its confirmations.
         notes: As of `notes_of`; None for a study of an earlier version.
 
     Returns:
         Plain data: `study`, `state`, `trials` (per state; baselines included), `evaluations`,
         `best`, `baselines`, `not_beaten` (a sentence where the search is no better than the best
-        of them, else None), `skipped_baselines` (name → reason), `confirm`, `verdict` (None:
-        winners are not tested yet), `leakage` (a sentence each), `examples_scored`, `seconds`,
-        `last_error`.
+        of them, else None), `skipped_baselines` (name → reason), `confirm` (the last confirmation's
+        scores by name, its `winner` first), `verdict` (the test of that winner; None where there
+        was none), `no_verdict` (a sentence that says why, else None), `outdated` (a sentence where
+        the search has gone on since, else None), `confirmations` (their number), `leakage` (a
+        sentence each), `examples_scored`, `seconds`, `last_error`.
     """
     records = ledger.records
     best = ledger.best
     shown = {
-        name: record for name, record in ledger.baselines.items() if RANDOM_STEP not in name
+        name: record
+        for name, record in ledger.baselines.items()
+        if not name.startswith((RANDOM_STEP, MEAN))
     } | main_baselines(ledger.baselines)
     baselines = {
         baseline: {"trial": record.number, **scores_of(record)}
         for baseline, record in shown.items()
     }
     winner = {"trial": best.number, **scores_of(best)} if best else None
-    confirm = confirm if _is_of(confirm, best) else None
+    last = confirmed[-1] if confirmed else None
+    confirm = _confirm(last) if last else None
     skipped = dict(notes["skipped_baselines"]) if notes else {}
     return {
         "study": name,
@@ -80,7 +88,10 @@ def summarise(
         "not_beaten": _not_beaten(winner, baselines, confirm),
         "skipped_baselines": skipped | _failed_baselines(shown),
         "confirm": confirm,
-        "verdict": None,
+        "verdict": _verdict(last.verdict) if last and last.verdict else None,
+        "no_verdict": last.no_verdict if last else None,
+        "outdated": _outdated(last, ledger) if last else None,
+        "confirmations": len(confirmed),
         "leakage": list(notes["leakage"]) if notes else [],
         "examples_scored": ledger.num_examples,
         "seconds": ledger.elapsed_s,
@@ -109,8 +120,13 @@ def _not_beaten(
         return None
     items, best = "search", winner["objective"]
     if confirm:
-        items, best = "confirm", confirm["winner"]["objective"]
-        baselines = {name: scores for name, scores in confirm.items() if name != "winner"}
+        found = {name: scores for name, scores in confirm.items() if name != "winner"}
+        baselines = {n: s for n, s in found.items() if not n.startswith((TRIAL, MEAN))}
+        found = {n: s for n, s in found.items() if n.startswith((TRIAL, MEAN))}
+        if not found:
+            return None
+        items, winner = "confirm", max(found.values(), key=lambda scores: scores["objective"])
+        best = winner["objective"]
     known = {n: s["objective"] for n, s in baselines.items() if s["objective"] is not None}
     if not known or max(known.values()) < best:
         return None
@@ -129,9 +145,30 @@ def _failed_baselines(baselines: Mapping[str, TrialRecord]) -> dict[str, str]:
     }
 
 
-def _is_of(confirm: Any, best: TrialRecord | None) -> bool:
-    """Whether a confirmation is of the present winner; a resumed search may have found a better."""
-    return bool(confirm) and best is not None and confirm["winner"]["trial"] == best.number
+def _confirm(confirmation: Confirmation) -> dict[str, Any]:
+    scores = {name: asdict(score) for name, score in confirmation.scores.items()}
+    winner = {"name": confirmation.winner, **scores[confirmation.winner]}
+    return {"winner": winner, **scores}
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "outcome": verdict.outcome,
+        "sentence": verdict.sentence,
+        "optimism": verdict.optimism,
+        "parent_optimism": verdict.parent_optimism,
+        **verdict.to_json(),
+    }
+
+
+def _outdated(confirmation: Confirmation, ledger: Ledger) -> str | None:
+    newer = ledger.num_tells - confirmation.num_tells
+    if not newer:
+        return None
+    return (
+        f"The search has gone on since its last confirmation, {newer} candidates; they are "
+        "confirmed when it ends, on items that are not used yet, if any are left."
+    )
 
 
 def _last_error(records: list[TrialRecord]) -> str | None:

@@ -10,11 +10,12 @@ from evomerge.config.suite import ROLES, ItemRole
 from evomerge.errors import StudyError
 from evomerge.evaluate.evaluator import EvalResult, join_results
 from evomerge.evaluate.flags import FLAGS
+from evomerge.study.confirmation import Confirmation
 from evomerge.study.item_frame import item_frame
 from evomerge.study.ledger import Ledger
 from evomerge.study.lock import is_locked
 from evomerge.study.records import TrialRecord
-from evomerge.study.run import find_config, item_store
+from evomerge.study.run import confirmations_of, find_config, item_store
 from evomerge.study.storage import open_storage
 from evomerge.study.summary import summarise
 
@@ -50,9 +51,19 @@ class StudyView:
     @property
     def summary(self) -> dict[str, Any]:
         """Where the study stands, as plain data (as `evomerge status --json`)."""
-        confirm = self._storage.attribute("confirm")
         notes = self._storage.attribute("notes")
-        return summarise(self.name, self._state(), self.ledger, confirm, notes)
+        return summarise(self.name, self._state(), self.ledger, self.confirmations, notes)
+
+    @property
+    def confirmations(self) -> tuple[Confirmation, ...]:
+        """The study's confirmations, each on items of its own."""
+        return confirmations_of(self._storage)
+
+    @property
+    def winner(self) -> TrialRecord:
+        """What the last confirmation chose; before the first, `best`."""
+        confirmed = self.confirmations
+        return self.ledger[confirmed[-1].trial] if confirmed else self.best
 
     @property
     def trials(self) -> pd.DataFrame:
@@ -115,7 +126,8 @@ class StudyView:
             ((trial, name, task), items)
             for recipe, trial in first_trials.items()
             for name in (ROLES if role is None else (role,))
-            for task, items in self._result(recipe, name).items()
+            for turn in range(1, 2 if name == "search" else len(self.confirmations) + 2)
+            for task, items in self._result(recipe, name, turn).items()
         )
 
     def rates(self, role: ItemRole | None = "search") -> pd.DataFrame:
@@ -131,9 +143,9 @@ class StudyView:
         flags = [name for name in items.columns if name.partition(",")[0] in FLAGS]
         return items.groupby(["trial", "role", "task"])[flags].mean()
 
-    def _result(self, recipe_hash: str, role: ItemRole) -> EvalResult:
+    def _result(self, recipe_hash: str, role: ItemRole, turn: int) -> EvalResult:
         """Return what is stored of a recipe, chunks joined."""
-        chunks = self._items.read(recipe_hash, role).values()
+        chunks = self._items.read(recipe_hash, role, turn).values()
         return join_results([chunk.result for chunk in chunks])
 
     def _state(self) -> str:

@@ -1,6 +1,6 @@
 """Job and Outcome: what is sent to a worker and what comes back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from evomerge.config.models import DtypeName, ModelRef
@@ -8,6 +8,7 @@ from evomerge.config.recipe import Recipe
 from evomerge.config.search import SourcePlace
 from evomerge.config.suite import SuiteConfig
 from evomerge.evaluate.evaluator import Chunk, EvalResult
+from evomerge.evaluate.items import Used
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class WorkerSettings:
         gpus: GPUs of a worker.
         count: Workers, all of them on this machine for what is known.
         sources: Where the models' tensors lie; see `WorkersConfig`.
+        used: Items of earlier confirmations, by task and split, which no further one gets.
     """
 
     models: tuple[ModelRef, ...]
@@ -39,6 +41,7 @@ class WorkerSettings:
     gpus: float = 0.0
     count: int = 1
     sources: SourcePlace = "auto"
+    used: Used = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Worker:
         # of a recipe's models with its vocabulary: what a row is filled with depends on both
         self._statistics: dict[str, StatisticsCache] = {}
         self._mergers: dict[tuple[str, ...], Merger] = {}
-        self._settings, self._tasks = settings, load_tasks(settings.suite)
+        self._settings, self._tasks = settings, load_tasks(settings.suite, settings.used)
         self._numbered = self._under_one_numbering()
         self._placement = Placement(settings, self._sources)
         self._configs = {model.folder: configs_of(model.folder) for model in self._sources.values()}

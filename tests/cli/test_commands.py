@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from evomerge.study.summary import STATES
 from evomerge.study.view import load_study
 from tests.world import evomerge, make_world, write_config
 
@@ -68,7 +69,7 @@ def test_export_top_and_single_trials(config, tmp_path):
     top = json_of(
         "export", config, "--top", 3, "--out", tmp_path / "top", "--weights", tmp_path / "w"
     )
-    assert top[0]["trial"] == winner["trial"]
+    assert winner["trial"] == json_of("status", config)["confirm"]["winner"]["trial"]
     assert [e["objective"] for e in top] == sorted((e["objective"] for e in top), reverse=True)
     digests = {r.number: r.result.digest for r in load_study(config).ledger.records}
     assert [e["digest"] for e in top] == [digests[e["trial"]] for e in top]
@@ -81,7 +82,7 @@ def test_export_top_and_single_trials(config, tmp_path):
 def test_merge_and_eval_give_the_scored_model_and_its_scores(config, tmp_path):
     (exported,) = json_of("export", config, "--out", tmp_path)
     merged = evomerge("merge", exported["recipe"], tmp_path / "merged")
-    best = load_study(config).best
+    best = load_study(config).winner
     assert merged.stdout.split()[:3] == [str(tmp_path / "merged"), "digest", best.result.digest]
     again = evomerge("merge", exported["recipe"], tmp_path / "merged")
     assert again.returncode == 1
@@ -124,7 +125,7 @@ def test_what_an_error_says_is_printed_as_it_is(world, capsys):
     summary = {
         "state": "done", "evaluations": 1, "best": None, "baselines": {}, "examples_scored": 0,
         "seconds": 0.0, "last_error": "trial 5: bad [/x] [bold] tasks[0]",
-        "trials": dict.fromkeys(("waiting", "running", "done", "duplicate", "invalid", "failed"), 1),
+        "trials": dict.fromkeys(STATES, 1),
     }  # fmt: skip
     with Progress(config) as progress:
         progress.show(summary)

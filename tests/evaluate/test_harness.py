@@ -469,7 +469,7 @@ def test_digest_changes_with_task_and_data(file, old, new, own, tokenizer, model
         {"loglikelihood": "lm_eval"},
         {"chunks": 2},
         {"max_length": 500},
-        {"items": {"search": 12, "confirm": 9}},
+        {"items": {"search": 11, "confirm": 8}},
         {"items": {"search": 12, "confirm": 8, "seed": 1}},
         {"chat": {"apply_chat_template": True}},
         {"add_bos_token": False},
@@ -478,6 +478,18 @@ def test_digest_changes_with_task_and_data(file, old, new, own, tokenizer, model
 )
 def test_digest_changes_with_settings(settings, own, folder, tokenizer, model):
     assert digest_of(make_suite(folder, **settings), model, tokenizer) != own
+
+
+def test_items_a_study_may_change_have_a_digest_of_their_own(folder, tokenizer, model):
+    """More confirm items later leave what the search was scored on, and its digest, as it was."""
+    both = [
+        make_harness(
+            make_suite(folder, items={"search": 6, "confirm": n}), model, tokenizer
+        ).facts()
+        for n in (8, 9)
+    ]
+    assert both[0].digest == both[1].digest
+    assert both[0].unseen != both[1].unseen
 
 
 @pytest.mark.slow

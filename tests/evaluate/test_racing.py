@@ -184,11 +184,13 @@ class TestRefusals:
     TASKS = (ScoredTask("maths", "acc,none"), ScoredTask("names", "f1,none"))
 
     def test_metrics_that_are_no_means(self):
-        with pytest.raises(ConfigError, match="racing: task 'names' is scored by f1,none, which"):
+        with pytest.raises(
+            ConfigError, match=r"racing\.mode: task 'names' is scored by f1,none, which"
+        ):
             check_racing("aggressive", 4, self.TASKS, {"maths"})
 
     def test_a_single_chunk(self):
-        with pytest.raises(ConfigError, match=r"racing: .* 1 chunk.*Raise suite\.chunks"):
+        with pytest.raises(ConfigError, match=r"racing.mode: .* 1 chunk.*Raise suite\.chunks"):
             check_racing("conservative", 1, self.TASKS, {"maths", "names"})
 
     def test_nothing_when_off(self):

@@ -137,9 +137,9 @@ def test_the_same_document_in_two_splits_is_leakage(tmp_path):
         file.write("\n".join(train[:3]).replace('"id": ', '"id": 9') + "\n")
     items = {"search": {"count": None, "split": "train"}, "confirm": {"count": None}}
     assert problems(folder, CHOICE, items=items) == [
-        "suite.items: task 'tiny_choice': search (split 'train') and confirm (split 'test') use 3 "
-        "of the same documents, which is leakage. Draw both from one split, or remove the copies "
-        "from the data."
+        "suite.tasks[0]: task 'tiny_choice': search (split 'train') and confirm (split 'test') have "
+        "3 items in common, e.g. items 0 and 24. Draw both from one split, which leaves copies out, "
+        "or remove them from the data, or set suite.leakage: allow, and the study will say so."
     ]
 
 

@@ -4,7 +4,7 @@ Everything else in the tests is real.
 """
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from evomerge.config.layout import Layout
@@ -18,6 +18,7 @@ from evomerge.space.decode import RecipeTemplate
 from evomerge.space.space import build_space
 from evomerge.study.driver import Driver, Surroundings
 from evomerge.study.items import ItemStore
+from evomerge.study.run import confirmations_of
 from evomerge.study.setup import Setup
 from evomerge.study.storage import mend_journal, open_storage
 from evomerge.workers.job import Outcome
@@ -42,17 +43,34 @@ workers: {{pool: ray, count: {workers}}}
 """
 
 
+@dataclass(frozen=True)
 class FormulaTasks:
-    """Stands for the loaded tasks: one of 40 items in four chunks, and ten items to confirm on."""
+    """Stands for the loaded tasks: one of 40 items in four chunks, and ten items to confirm on.
+
+    A confirmation's items begin at 1000 times its number, report's at 500 more.
+    """
+
+    report: int = 0
+    turn: int = 1
 
     scored = (ScoredTask("t", "acc,none"),)
+    means = ("t",)
+    leakage = ()
 
     def chunks(self, role):
-        size = {"search": NUM_ITEMS, "confirm": 10, "report": 0}[role]
+        size = {"search": NUM_ITEMS, "confirm": 10, "report": self.report}[role]
+        first = {"search": 0, "confirm": 1000 * self.turn, "report": 1000 * self.turn + 500}[role]
         return tuple(
-            Chunk(role, i, {"t": tuple(range(start, min(start + 10, size)))})
+            Chunk(role, i, {"t": tuple(range(first + start, first + min(start + 10, size)))})
             for i, start in enumerate(range(0, size, 10))
         )
+
+    def drawn(self, roles):
+        chunks = [chunk for role in roles for chunk in self.chunks(role)]
+        return {"t": {"test": [i for chunk in chunks for i in chunk.items["t"]]}}
+
+    def with_numbers(self, result):
+        return result
 
     def aggregate(self, result):
         values = result["t"].values["acc,none"]
@@ -84,7 +102,7 @@ class FormulaPool(AbstractPool):
         self.rng = random.Random(self.seed)
 
     def facts(self):
-        return SuiteFacts("digest", {})
+        return SuiteFacts("digest")
 
     def idle(self):
         return tuple(w for w in map(str, range(self.num_workers)) if w not in self.running)
@@ -116,7 +134,7 @@ class Killed(BaseException):
     """Stands for kill -9: nothing of ours may catch it."""
 
 
-def make_setup(folder, evaluations=12, mode="sync", workers=2, changes="", baselines=FEW):
+def make_setup(folder, evaluations=12, mode="sync", workers=2, changes="", baselines=FEW, report=0):
     """A search with formulas for models and tasks; config, space and proposer are real."""
     text = CONFIG.format(
         folder=folder,
@@ -149,16 +167,21 @@ def make_setup(folder, evaluations=12, mode="sync", workers=2, changes="", basel
         num_bytes=0,
         space=space,
         template=template,
-        tasks=FormulaTasks(),
+        tasks=FormulaTasks(report),
         objective=make_objective(config.objective, FormulaTasks.scored),
     )
 
 
-def run(setup, pool, interrupted=lambda: False, clock=None):
-    """Run (or resume) the setup's study in this process; returns its ledger."""
+def run(setup, pool, interrupted=lambda: False, clock=None, confirm=False):
+    """Run (or resume) the setup's study in this process; returns its ledger.
+
+    Or confirm it, and return the confirmation.
+    """
     mend_journal(setup.config.study.journal)
     storage = open_storage(setup.config.study, create=True)
     storage.set_attribute("spec", {})
+    confirmed = confirmations_of(storage)
+    setup = replace(setup, tasks=replace(setup.tasks, turn=len(confirmed) + 1))
     around = Surroundings(
         storage=storage,
         items=ItemStore(Path(setup.config.study.folder) / "items"),
@@ -167,8 +190,10 @@ def run(setup, pool, interrupted=lambda: False, clock=None):
         observe=lambda summary: None,
         interrupted=interrupted,
         clock=clock or (lambda: 0.0),
+        confirmed=confirmed,
     )
-    return Driver(setup, around).run()
+    driver = Driver(setup, around)
+    return driver.confirm() if confirm else driver.run()
 
 
 def log_of(ledger):

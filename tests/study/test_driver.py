@@ -10,6 +10,8 @@ from evomerge.study.storage import StudyStorage, open_storage
 from evomerge.study.view import StudyView
 from tests.study.fakes import FormulaPool, Killed, log_of, make_setup, run
 
+NO_MEAN = "confirm: {mean: false}\n"
+
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
@@ -113,12 +115,14 @@ def test_interruption_leaves_a_study_that_goes_on(tmp_path, reference):
 
 
 def test_a_larger_budget_continues_like_one_search(tmp_path, reference):
-    run(make_setup(tmp_path, evaluations=6), FormulaPool())
-    assert log_of(run(make_setup(tmp_path, evaluations=12), FormulaPool())) == [
+    small = make_setup(tmp_path, evaluations=6, changes=NO_MEAN)
+    run(small, FormulaPool())
+    large = make_setup(tmp_path, evaluations=12, changes=NO_MEAN)
+    assert log_of(run(large, FormulaPool())) == [
         # the cut generation was told before its rest was asked; everything else is the same
         (*entry[:5], entry[5] and type(entry[5])(entry[5].seq, after, entry[5].genome), entry[6])
         for entry, after in zip(
-            reference, [None] * 5 + [0] * 4 + [4] * 2 + [6] * 2 + [8] * 4, strict=True
+            reference[:-1], [None] * 5 + [0] * 4 + [4] * 2 + [6] * 2 + [8] * 4, strict=True
         )
     ]
 
@@ -204,7 +208,8 @@ def test_the_same_recipe_is_scored_once_and_an_exhausted_space_ends_the_search(t
         assert twin.recipe.hash == original.recipe.hash
         assert twin.result.fitness == original.result.fitness
         assert twin.result.examples == 0
-    assert len(pool.jobs) == 4 * (4 + len(done)) + 5  # search chunks of each recipe, confirm chunks
+    # four search chunks and one confirm chunk of each merge; the mean is one of them
+    assert len(pool.jobs) == 5 * (4 + len(done))
     assert ledger.duplicates_in_a_row() >= 40
     assert StudyView(small.config).summary["state"] == "exhausted"
 
@@ -226,7 +231,7 @@ def _with_choices(setup):
 
 def test_budgets_in_examples_and_seconds(tmp_path):
     setup = make_setup(tmp_path / "a")
-    by_examples = _with_budget(setup, {"examples": 40 * 4 + 40 * 4 + 1})
+    by_examples = _with_budget(setup, {"examples": 40 * 4 + 1})
     assert run(by_examples, FormulaPool()).num_asks == 8, (
         "the generation that crosses the line is finished"
     )
@@ -253,9 +258,12 @@ def test_confirm_scores_winner_and_baselines_on_unseen_items(tmp_path):
     pool = FormulaPool()
     ledger = run(setup, pool)
     confirm = StudyView(setup.config).summary["confirm"]
-    soup = confirm.pop("greedy_soup")
-    assert list(confirm) == ["base", "parent:a", "parent:b", "uniform", "winner"]
-    assert {**soup, "trial": 1} == confirm["parent:a"]
-    assert confirm["winner"]["trial"] == ledger.best.number
+    best = [f"trial {record.number}" for record in ledger.ranked()[:5]]
+    baselines = ["base", "parent:a", "parent:b", "uniform", "greedy_soup"]
+    assert list(confirm) == ["winner", *baselines, "mean", *best]
+    assert {**confirm["greedy_soup"], "trial": 1} == confirm["parent:a"]
+    # every item adds the same to all of these formulas
+    assert confirm["winner"] == {"name": best[0], **confirm[best[0]]}
     assert confirm["winner"]["num_items"] == 10
-    assert sum(role == "confirm" for _, role, _ in pool.jobs) == 5
+    # of parent a and the soup, which are one merge, the first is scored for both
+    assert sum(role == "confirm" for _, role, _ in pool.jobs) == len(confirm) - 2

@@ -27,8 +27,9 @@ from benchmarks import measure
 from evomerge.config.proposer import ProposerConfig
 from evomerge.config.search import RacingMode
 from evomerge.evaluate.evaluator import EvalResult, TaskItems
+from evomerge.evaluate.paired import Term, compare
 from evomerge.evaluate.racing import RISK, Race
-from evomerge.evaluate.verdict import Contender, Side, Term, Verdict, choose, compare, judge
+from evomerge.evaluate.verdict import Contender, Side, Verdict, choose, judge
 from evomerge.propose.nevergrad import make_nevergrad
 from evomerge.propose.proposer import AbstractProposer
 

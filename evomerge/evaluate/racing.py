@@ -14,8 +14,8 @@ from statistics import NormalDist
 from evomerge.config.search import RacingMode
 from evomerge.errors import ConfigError
 from evomerge.evaluate.evaluator import EvalResult
+from evomerge.evaluate.paired import Lead, Term, compare
 from evomerge.evaluate.scores import ScoredTask
-from evomerge.evaluate.verdict import Lead, Term, compare
 
 RISK: Mapping[RacingMode, float] = {"off": 0.0, "conservative": 0.05, "aggressive": 0.25}
 """Largest chance, over all looks together, that a candidate which is truly as good as the incumbent

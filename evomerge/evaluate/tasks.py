@@ -15,10 +15,10 @@ from evomerge.evaluate.catalog import Catalog, quiet
 from evomerge.evaluate.evaluator import Chunk, EvalResult, TaskItems, TaskMetric, Value
 from evomerge.evaluate.items import Used, deal
 from evomerge.evaluate.leakage import Tested, find_leaks
+from evomerge.evaluate.paired import pseudo_values
 from evomerge.evaluate.roles import RolePart, assign_roles
 from evomerge.evaluate.scores import ScoredTask
 from evomerge.evaluate.settings import apply_settings
-from evomerge.evaluate.verdict import pseudo_values
 from evomerge.seeds import stream_seed
 
 

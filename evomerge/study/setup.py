@@ -19,10 +19,10 @@ from evomerge.config.strict import dotted
 from evomerge.errors import ConfigError, EvoMergeError
 from evomerge.evaluate.evaluator import EvalResult, TaskMetric
 from evomerge.evaluate.items import Used
+from evomerge.evaluate.paired import Term, linearise
 from evomerge.evaluate.racing import check_racing
 from evomerge.evaluate.scores import Objective, Score, make_objective
 from evomerge.evaluate.tasks import TaskSuite, load_tasks
-from evomerge.evaluate.verdict import Term, linearise
 from evomerge.merging.bind import ModelSet
 from evomerge.merging.canonical import CanonicalForms
 from evomerge.merging.checks import rounding_problem, ties_problem

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from evomerge.errors import ConfigError
 from evomerge.evaluate.evaluator import TaskItems, join_results
+from evomerge.evaluate.paired import Term, compare
 from evomerge.evaluate.racing import RISK, Race, check_racing
 from evomerge.evaluate.scores import ScoredTask
-from evomerge.evaluate.verdict import Term, compare
 
 CHUNKS, CHUNK = 6, 30
 SIZE = CHUNKS * CHUNK

@@ -12,20 +12,9 @@ from hypothesis import strategies as st
 from evomerge.config.objective import ObjectiveConfig
 from evomerge.errors import EvaluationError
 from evomerge.evaluate.evaluator import TaskItems, TaskMetric
+from evomerge.evaluate.paired import Term, compare, linearise, pseudo_values
 from evomerge.evaluate.scores import ScoredTask, make_objective
-from evomerge.evaluate.verdict import (
-    SIZE,
-    Contender,
-    Side,
-    Term,
-    Verdict,
-    choose,
-    compare,
-    compare_rates,
-    judge,
-    linearise,
-    pseudo_values,
-)
+from evomerge.evaluate.verdict import SIZE, Contender, Side, Verdict, choose, compare_rates, judge
 
 ONE = (Term("maths", "acc", 1.0),)
 Z = 1.959963984540054  # 97.5 % of a normal

@@ -15,7 +15,6 @@ from typing import Any
 from evomerge.config.recipe import Recipe
 from evomerge.config.suite import ItemRole
 from evomerge.errors import EvaluationError, InterruptedStudy, StudyError
-from evomerge.evaluate.evaluator import Chunk
 from evomerge.propose.proposer import AbstractProposer, replay
 from evomerge.space.decode import decode, values_of
 from evomerge.space.genome import Genome
@@ -34,23 +33,19 @@ from evomerge.study.confirmation import (
     pass_verdict,
     shortlist,
 )
-from evomerge.study.items import ItemStore, ScoredChunk
+from evomerge.study.items import ItemStore
 from evomerge.study.ledger import Ledger
-from evomerge.study.races import Races
 from evomerge.study.records import Ask, TrialRecord, TrialResult
 from evomerge.study.results import Metrics, result_of, retold
-from evomerge.study.schedule import Schedule, Scored
+from evomerge.study.schedule import Scored
+from evomerge.study.scoring import Scoring
 from evomerge.study.setup import Setup
 from evomerge.study.storage import StudyStorage
 from evomerge.study.summary import summarise
-from evomerge.workers.job import Outcome
 from evomerge.workers.logs import about_trial
 from evomerge.workers.pool import AbstractPool
 
 log = logging.getLogger(__name__)
-
-POLL_S = 0.5
-"""Longest wait for an outcome before the driver looks for an interruption and for new workers."""
 
 EXHAUSTED_GENERATIONS = 10
 """Whole generations of duplicates after which a space counts as exhausted."""
@@ -93,14 +88,11 @@ class Driver:
 
     def __init__(self, setup: Setup, around: Surroundings) -> None:
         self._setup, self._around = setup, around
-        self._storage, self._pool = around.storage, around.pool
+        self._storage = around.storage
         self._proposer = around.proposer
-        self._schedule = Schedule()
         self._ledger = Ledger(merge_hash=setup.merge_hash)
-        self._scored: dict[int, Scored] = {}  # came back, not yet recorded
         self._started = around.clock()
         self._elapsed_before = 0.0
-        self._races = Races(setup, around.items)
         self._confirmed = around.confirmed
         self._notes: Any = None  # what was known of the study before it ran, likewise
 
@@ -157,6 +149,10 @@ class Driver:
         self._ledger = Ledger(known, self._setup.merge_hash)
         self._notes = self._storage.attribute("notes")
         self._elapsed_before = self._ledger.elapsed_s
+        around, turn = self._around, len(self._confirmed) + 1
+        self._scoring = Scoring(
+            self._setup, self._ledger, around.storage, around.items, around.pool, turn
+        )
         _replay(self._proposer, self._ledger)
         for record in self._ledger.open if take_up else ():
             self._take_up(record)
@@ -264,68 +260,18 @@ class Driver:
 
     def _take_up(self, record: TrialRecord) -> None:
         if self._ledger.original_of(record) is None:
-            for stopped in self._ledger.stopped_before(record):
-                self._around.items.copy(stopped.recipe.hash, record.recipe.hash, "search")
-            self._add_to_schedule(record, "search")
-            self._look(record.number)
-
-    def _add_to_schedule(self, record: TrialRecord, role: ItemRole) -> None:
-        chunks = self._setup.tasks.chunks(role)
-        stored = self._around.items.read(record.recipe.hash, role, self._turn_of(role))
-        known = {c.index: stored[c.index] for c in chunks if _is_of(stored.get(c.index), c)}
-        races = bool(self._races) and role == "search" and record.ask is not None
-        self._schedule.add(record.number, record.recipe, chunks, known, races)
-
-    def _turn_of(self, role: ItemRole) -> int:
-        return 1 if role == "search" else len(self._confirmed) + 1
-
-    def _look(self, trial: int) -> None:
-        """Stop a candidate if its results so far say so."""
-        record = self._ledger[trial]
-        if self._races and record.ask is not None:
-            scored = self._schedule.scored(trial)
-            num_chunks = self._races.stops_after(record, scored, self._ledger)
-            if num_chunks is not None:
-                self._schedule.stop(trial, num_chunks)
+            self._scoring.add(record, "search")
 
     def _turn(self) -> None:
-        """Hand out jobs, take in what has come back."""
         if self._around.interrupted():
             raise InterruptedStudy(
                 f"study {self._storage.name!r} was stopped; what finished is stored."
             )
-        for worker in self._pool.idle():
-            job = self._schedule.next_job(worker)
-            if job is None:
-                break
-            if self._ledger[job.trial].state == "waiting":
-                self._storage.start(job.trial)
-                self._ledger.put(replace(self._ledger[job.trial], state="running"))
-            self._pool.submit(worker, job)
-        for outcome in self._pool.collect(POLL_S):
-            self._take_in(outcome)
-        for trial in self._schedule.over():
-            self._scored[trial] = self._schedule.take(trial)
-
-    def _take_in(self, outcome: Outcome) -> None:
-        with about_trial(outcome.job.trial):
-            if outcome.kind != "done":
-                log.warning("%s on worker %s: %s", outcome.kind, outcome.worker, outcome.error)
-            chunk = self._schedule.settle(outcome)
-            if chunk is not None:
-                role = outcome.job.chunk.role
-                self._around.items.add(outcome.job.recipe.hash, role, chunk, self._turn_of(role))
-                if role == "search":
-                    self._look(outcome.job.trial)
+        self._scoring.advance()
 
     def _can_record(self, record: TrialRecord) -> bool:
         first = self._ledger.original_of(record) or record
-        if first.result is not None:
-            return True
-        scored = self._scored.get(first.number)
-        if scored is not None and scored.state == "stopped":
-            return self._races.can_tell(first, self._scored, self._ledger)
-        return scored is not None
+        return first.result is not None or self._scoring.is_over(first)
 
     def _record_in_order(self) -> None:
         for record in self._ledger.open:
@@ -344,8 +290,8 @@ class Driver:
         for first in firsts:
             if first.result is not None:
                 parents.append(first.result.tasks)
-            elif (result := self._scored[first.number].result) is not None:
-                parents.append(self._setup.metrics_of(result))
+            elif (metrics := self._scoring.metrics_of(first)) is not None:
+                parents.append(metrics)
         for record in waiting:
             self._record(record, parents)
 
@@ -357,12 +303,15 @@ class Driver:
         original = self._ledger.original_of(record)
         if original is None:
             known = self._parents() if parents is None else parents
-            scored = self._scored.pop(record.number)
+            scored = self._scoring.take(record)
             result = result_of(self._setup, scored, known)
-            loss = self._loss_to_tell(record, result, scored)
+            stopped = result.state == "stopped"
+            loss = -self._scoring.told(record, scored) if stopped else self._loss_of(result)
         else:
             result = retold(original)
-            loss = self._loss_told_again(original, result)
+            assert original.result is not None, "the original is recorded before its duplicate"
+            stopped = result.state == "stopped"
+            loss = original.result.told_loss if stopped else self._loss_of(result)
         result = replace(result, elapsed_s=round(self._elapsed(), 3))
         if record.ask is not None:
             result = replace(result, tell_seq=self._ledger.num_tells, told_loss=loss)
@@ -376,18 +325,7 @@ class Driver:
             log.info("%s %s", result.state, result.error or result.fitness)
         self._report("running")
 
-    def _loss_to_tell(
-        self, record: TrialRecord, result: TrialResult, scored: Scored
-    ) -> float | None:
-        if result.state == "stopped":
-            assert scored.result is not None, "what was stopped was scored on some items"
-            return -self._races.told(record, scored.result, self._ledger)
-        return -result.fitness if result.fitness is not None else self._ledger.worst_loss
-
-    def _loss_told_again(self, original: TrialRecord, result: TrialResult) -> float | None:
-        if result.state == "stopped":
-            assert original.result is not None, "the original is recorded before its duplicate"
-            return original.result.told_loss
+    def _loss_of(self, result: TrialResult) -> float | None:
         return -result.fitness if result.fitness is not None else self._ledger.worst_loss
 
     def _is_confirmed(self) -> bool:
@@ -440,10 +378,10 @@ class Driver:
         """Score some trials on the items of a role; of those with one merge, the first for all."""
         firsts = {self._ledger.merge_of(r): r for r in reversed(list(records.values()))}
         for record in firsts.values():
-            self._add_to_schedule(record, role)
-        while any(record.number not in self._scored for record in firsts.values()):
+            self._scoring.add(record, role)
+        while not all(self._scoring.is_over(record) for record in firsts.values()):
             self._turn()
-        found = {merge: self._scored.pop(record.number) for merge, record in firsts.items()}
+        found = {merge: self._scoring.take(record) for merge, record in firsts.items()}
         return {name: found[self._ledger.merge_of(record)] for name, record in records.items()}
 
     def _elapsed(self) -> float:
@@ -452,11 +390,6 @@ class Driver:
     def _report(self, state: str) -> None:
         name = self._storage.name
         self._around.observe(summarise(name, state, self._ledger, self._confirmed, self._notes))
-
-
-def _is_of(scored: ScoredChunk | None, chunk: Chunk) -> bool:
-    """Whether stored results are those of a chunk: what is confirmed on may change."""
-    return scored is not None and {t: i.ids for t, i in scored.result.items()} == dict(chunk.items)
 
 
 def _replay(proposer: AbstractProposer, ledger: Ledger) -> None:

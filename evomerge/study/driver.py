@@ -305,6 +305,9 @@ class Driver:
             known = self._parents() if parents is None else parents
             scored = self._scoring.take(record)
             result = result_of(self._setup, scored, known)
+            before = [r.result for r in self._ledger.stopped_before(record)]
+            paid = sum(stopped.examples for stopped in before if stopped)
+            result = replace(result, examples=max(0, result.examples - paid))
             stopped = result.state == "stopped"
             loss = -self._scoring.told(record, scored) if stopped else self._loss_of(result)
         else:

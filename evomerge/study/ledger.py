@@ -140,13 +140,20 @@ class Ledger:
         return sorted(done, key=_fitness_then_age, reverse=True)
 
     def duplicates_in_a_row(self) -> int:
-        """Return how many of the last candidates were duplicates."""
+        """Return how many of the last candidates were nothing new.
+
+        They are duplicates, or were stopped again on the items that had stopped them before.
+        """
         count = 0
         for record in reversed(self.candidates):
-            if self.original_of(record) is None:
+            if self.original_of(record) is None and not _cost_nothing(record):
                 break
             count += 1
         return count
+
+
+def _cost_nothing(record: TrialRecord) -> bool:
+    return record.state == "stopped" and record.result is not None and not record.result.examples
 
 
 def _stands_for(earlier: TrialRecord, record: TrialRecord) -> bool:

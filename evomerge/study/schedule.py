@@ -137,9 +137,13 @@ class Schedule:
         return self._open[trial].scored
 
     def stop(self, trial: int, num_chunks: int) -> None:
-        """Score a candidate no further; its first chunks, so many, are its result."""
+        """Score a candidate no further; its first chunks, so many, are its result.
+
+        Chunks that were running come back later; the first decision stands.
+        """
         candidate = self._open[trial]
-        candidate.stopped, candidate.waiting = num_chunks, []
+        if candidate.stopped is None:
+            candidate.stopped, candidate.waiting = num_chunks, []
 
     def over(self) -> list[int]:
         """Return the candidates that nothing more will come of, in the order they were added."""

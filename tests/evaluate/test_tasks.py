@@ -381,3 +381,29 @@ def test_the_collection_of_lm_eval(folder):
     assert found[0] == "suite.tasks[0]: no task is called 'arc_easi'. Did you mean arc_easy?"
     assert found[1].endswith("Write out those that are meant: arc_challenge, arc_easy.")
     assert "its data is not on this machine and the hub cannot be reached" in found[2]
+
+
+def test_a_metric_that_is_no_mean_gets_numbers_per_item(tmp_path):
+    """chrF over a corpus: the numbers' mean is near it, and each is what its item is worth."""
+    suite = load_tasks(
+        make_suite(write_tasks(tmp_path), {**ANSWER, "metric": "chrf,whole"}, CHOICE)
+    )
+    assert suite.means == ("tiny_choice",)
+    pairs = [("low", "low"), ("high", "low"), ("lo", "low"), ("hi", "high")]
+    values = tuple((answer, text) for text, answer in pairs)
+    items = TaskItems((0, 1, 2, 3), {"chrf,whole": values})
+    other = TaskItems((0, 1), {"acc,none": (1.0, 0.0)})
+    result = {"tiny_answer": items, "tiny_choice": other}
+    numbered = suite.with_numbers(result)
+    assert numbered["tiny_choice"] == other, "a mean has its numbers already"
+    numbers = numbered["tiny_answer"].values["chrf,whole"]
+
+    def chrf(ids):
+        some = TaskItems(ids, {"chrf,whole": tuple(values[i] for i in ids)})
+        return suite.aggregate({"tiny_answer": some})["tiny_answer"]["chrf,whole"].value
+
+    whole = chrf((0, 1, 2, 3))
+    for i, number in enumerate(numbers):
+        rest = tuple(j for j in range(4) if j != i)
+        assert number == pytest.approx(4 * whole - 3 * chrf(rest), rel=1e-12)
+    assert numbers[0] > numbers[2] > numbers[1], "right, nearly right, wrong"

@@ -130,6 +130,14 @@ class SuiteConfig(StrictModel):
     do not fit into a model's sliding window are read as by lm_eval in any case.
     """
 
+    time_limit: float | None = Field(None, gt=0)
+    """Longest time in seconds that a model may take over one chunk; None is no limit.
+
+    A candidate that takes longer, say because its answers never end, is a failed trial. Base,
+    parents and baselines are held to it too, and a study needs their scores: leave them room.
+    Merging and the first preparation of prompts do not count. May change when a study is resumed.
+    """
+
     add_bos_token: bool | None = None
     """Put a begin-of-text token before prompts; None leaves it to the tokenizer."""
 

@@ -99,6 +99,7 @@ class AbstractEvaluator(ABC):
 
         Raises:
             NonFiniteError: NaN or Inf among the log-likelihoods or logits.
+            EvaluationError: It takes longer than the suite allows, or does not fit into memory.
         """
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import logging
 import math
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -32,6 +33,7 @@ from evomerge.evaluate.plain import digest, is_finite, plain
 from evomerge.evaluate.prepared_lm import NonFinitePrompt, PreparedLM
 from evomerge.evaluate.prompts import Item, build_items, remember_targets
 from evomerge.evaluate.tasks import SuiteTask, TaskSuite
+from evomerge.evaluate.time_limit import Clock, limited
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class Harness(AbstractEvaluator):
         model: The live model, on its device. Its weights may be overwritten between calls; it stays
             this object.
         tokenizer: The tokenizer of what is scored.
+        clock: Tells the time, for the suite's time limit.
 
     Raises:
         ConfigError: The tokenizer has no such chat template.
@@ -57,10 +60,15 @@ class Harness(AbstractEvaluator):
     """
 
     def __init__(
-        self, tasks: TaskSuite, config: SuiteConfig, model: torch.nn.Module, tokenizer: Any
+        self,
+        tasks: TaskSuite,
+        config: SuiteConfig,
+        model: torch.nn.Module,
+        tokenizer: Any,
+        clock: Clock = time.monotonic,
     ) -> None:
         _check_chat(config, tokenizer)
-        self._tasks, self._config = tasks, config
+        self._tasks, self._config, self._clock = tasks, config, clock
         with quiet():
             self._lm = PreparedLM(model, tokenizer, config)
         self._items: dict[ItemRole, dict[str, dict[int, Item]]] = {}
@@ -102,8 +110,10 @@ class Harness(AbstractEvaluator):
             for task in self._tasks.tasks
             if task.name in chunk.items
         }
+        where, limit_s = f"{chunk.role} chunk {chunk.index}", self._config.time_limit
         with quiet():
-            self._answer([item for items in picked.values() for item in items.values()])
+            with limited(model, limit_s, self._clock, where):
+                self._answer([item for items in picked.values() for item in items.values()])
             return {
                 task.name: self._results(task, chunk.role, picked[task.name])
                 for task in self._tasks.tasks
@@ -205,10 +215,10 @@ class Harness(AbstractEvaluator):
         return TaskItems(tuple(items), values, answers)
 
     def _digest(self) -> str:
-        # what is confirmed on changes no score of the search
+        # what is confirmed on changes no score of the search, nor does the time it may take
         unseen = {"confirm": True, "report": True}
         settings = self._config.model_dump(
-            exclude={"include_path": True, "tasks": True, "items": unseen}
+            exclude={"include_path": True, "tasks": True, "items": unseen, "time_limit": True}
         )
         generation = getattr(self._lm.model, "generation_config", None)
         defaults = generation.to_diff_dict() if generation is not None else {}

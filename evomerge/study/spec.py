@@ -28,8 +28,8 @@ RECORDED_PACKAGES = (
 def make_spec(setup: Setup, facts: SuiteFacts) -> dict[str, Any]:
     """Describe everything that decides a study's trials.
 
-    Budget, racing, confirmation, workers, the folder's place and library versions are not part of
-    it.
+    Budget, racing, confirmation, the time limit, workers, the folder's place and library versions
+    are not part of it.
     """
     config = setup.config
     return {
@@ -52,11 +52,12 @@ def make_spec(setup: Setup, facts: SuiteFacts) -> dict[str, Any]:
 
 
 def _suite(suite: SuiteConfig) -> dict[str, Any]:
-    # as of a merge, below; what is confirmed on changes no score of the search
+    # as of a merge, below; what is confirmed on changes no score of the search, nor does a limit
     later = {"leakage"}
     said = suite.model_dump(mode="json", include=later, exclude_defaults=True)
     unseen = {"items": {"confirm", "report"}}
-    return suite.model_dump(mode="json", exclude={**unseen, **dict.fromkeys(later, True)}) | said
+    without = dict.fromkeys({*later, "time_limit"}, True)
+    return suite.model_dump(mode="json", exclude={**unseen, **without}) | said
 
 
 def _merge(merge: MergeConfig) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Pools: where jobs run. The inline pool runs the same worker in this process, without Ray."""
 
+import time
 from abc import ABC, abstractmethod
 
 from typing_extensions import override
 
 from evomerge.evaluate.evaluator import SuiteFacts
+from evomerge.evaluate.time_limit import Clock
 from evomerge.workers.job import Job, Outcome, WorkerSettings
 from evomerge.workers.worker import Worker
 
@@ -41,12 +43,17 @@ class AbstractPool(ABC):
 
 
 class InlinePool(AbstractPool):
-    """One worker in this process; a job runs while `collect` waits for it."""
+    """One worker in this process; a job runs while `collect` waits for it.
+
+    Args:
+        settings: What the worker prepares.
+        clock: Tells the time, for the suite's time limit.
+    """
 
     name = "inline"
 
-    def __init__(self, settings: WorkerSettings) -> None:
-        self._worker = Worker(settings, self.name)
+    def __init__(self, settings: WorkerSettings, clock: Clock = time.monotonic) -> None:
+        self._worker = Worker(settings, self.name, clock)
         self._job: Job | None = None
 
     @override

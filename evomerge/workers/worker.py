@@ -20,6 +20,7 @@ from evomerge.errors import EvoMergeError, MergeError
 from evomerge.evaluate.evaluator import SuiteFacts
 from evomerge.evaluate.harness import Harness
 from evomerge.evaluate.tasks import load_tasks
+from evomerge.evaluate.time_limit import Clock
 from evomerge.kernels.statistics import StatisticsCache
 from evomerge.merging.bind import BoundMerge, ModelSet
 from evomerge.merging.execute import Merger
@@ -43,14 +44,15 @@ class Worker:
     Args:
         settings: What to prepare.
         name: How outcomes and logs call this worker.
+        clock: Tells the time, for the suite's time limit.
 
     Raises:
         EvoMergeError: A model or task cannot be loaded.
     """
 
-    def __init__(self, settings: WorkerSettings, name: str) -> None:
+    def __init__(self, settings: WorkerSettings, name: str, clock: Clock = time.monotonic) -> None:
         self._log = open_log(settings.log_folder, f"worker-{name}") if settings.log_folder else None
-        self.name = name
+        self.name, self._clock = name, clock
         torch.set_num_threads(settings.cpus)
         self._sources: Mapping[str, Model] = {str(ref): open_model(ref) for ref in settings.models}
         self._models = ModelSet(self._sources)
@@ -150,7 +152,7 @@ class Worker:
         if numbered_by is not None:
             take_token_ids(self._model, source.folder, numbered_by)
         tokenizer = load_tokenizer(self._numbered.tokenizer_folder)
-        self._harness = Harness(self._tasks, settings.suite, self._model, tokenizer)
+        self._harness = Harness(self._tasks, settings.suite, self._model, tokenizer, self._clock)
         self._ready_for = self._configs_with(donor, numbered_by)
 
     def _configs_with(self, donor: str, numbered_by: Path | None) -> tuple[Any, ...]:

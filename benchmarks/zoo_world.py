@@ -32,8 +32,7 @@ def main() -> None:
     worker = Worker(worker_settings(setup), "benchmark")
     winner = StudyView(setup.config).best
     sweep = {
-        weight: _mean(_score(setup, worker, _uniform(setup, weight), "search"))
-        for weight in WEIGHTS
+        weight: mean(score(setup, worker, _uniform(setup, weight), "search")) for weight in WEIGHTS
     }
     best = max(sweep, key=lambda weight: sweep[weight])
     print("uniform task arithmetic on the search items")
@@ -43,7 +42,7 @@ def main() -> None:
         f"task arithmetic, all {best:g}": _uniform(setup, best),
         f"winner (trial {winner.number})": winner.recipe,
     }
-    scores = {name: _score(setup, worker, recipe, "report") for name, recipe in recipes.items()}
+    scores = {name: score(setup, worker, recipe, "report") for name, recipe in recipes.items()}
     _print(scores)
 
 
@@ -61,16 +60,16 @@ def _uniform(setup: Setup, weight: float) -> Recipe:
     )
 
 
-def _score(
-    setup: Setup, worker: Worker, recipe: Recipe, role: ItemRole
-) -> Mapping[str, TaskMetric]:
+def score(setup: Setup, worker: Worker, recipe: Recipe, role: ItemRole) -> Mapping[str, TaskMetric]:
+    """Return the chosen metric of each task on the items of a role."""
     outcomes = [worker.run(Job(0, recipe, chunk)) for chunk in setup.tasks.chunks(role)]
     failed = [outcome.error for outcome in outcomes if outcome.result is None]
     assert not failed, failed[0]
     return setup.metrics_of(join_results([o.result for o in outcomes if o.result is not None]))
 
 
-def _mean(metrics: Mapping[str, TaskMetric]) -> float:
+def mean(metrics: Mapping[str, TaskMetric]) -> float:
+    """Return the mean over the tasks."""
     return sum(metric.value for metric in metrics.values()) / len(metrics)
 
 
@@ -82,7 +81,7 @@ def _print(scores: Mapping[str, Mapping[str, TaskMetric]]) -> None:
     print(f"{'':<{width}}  mean    " + "  ".join(tasks))
     for name, metrics in scores.items():
         cells = "  ".join(f"{metrics[task].value:>{len(task)}.4f}" for task in tasks)
-        print(f"{name:<{width}}  {_mean(metrics):.4f}  {cells}")
+        print(f"{name:<{width}}  {mean(metrics):.4f}  {cells}")
 
 
 if __name__ == "__main__":

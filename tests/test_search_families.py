@@ -63,8 +63,13 @@ def test_a_short_search(family, tmp_path):
     data["merge"] = merge.model_dump(mode="json", exclude_unset=True)
     data["space"] = space
     data["models"]["parents"] = {name: data["models"]["parents"][name] for name in parents}
-    data["study"] |= {"folder": str(tmp_path / "study"), "budget": {"evaluations": 8}}
-    data["suite"]["items"] = {"search": {"split": "search", "count": 40}}
+    data["study"] |= {
+        "folder": str(tmp_path / "study"),
+        "budget": {"evaluations": 8},
+        "baselines": ["uniform"],
+    }
+    data["suite"]["items"] = {"search": {"split": "search", "count": 40}, "confirm": 0}
+    data["confirm"] = {"mean": False}
     data["workers"] = {"pool": "inline"}
     data["proposer"] = {"population": 4}
 

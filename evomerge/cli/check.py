@@ -64,6 +64,10 @@ def _facts(setup: "Setup") -> dict[str, Any]:
             for task in setup.tasks.scored
         },
         "examples_per_evaluation": sum(c.num_items for c in setup.tasks.chunks("search")),
+        "confirmation": {
+            role: sum(c.num_items for c in setup.tasks.chunks(role))
+            for role in ("confirm", "report")
+        },
         "baselines": _baselines(setup),
         "leakage": list(setup.tasks.leakage),
         "budget": config.study.budget.model_dump(mode="json"),
@@ -158,6 +162,7 @@ def _print(facts: dict[str, Any]) -> None:
     _print_baselines(facts["baselines"])
     for sentence in facts["leakage"]:
         click.echo(f"  leakage: {sentence}")
+    click.echo(_confirmation(**facts["confirmation"]))
     limits = ", ".join(f"{v:g} {k}" for k, v in facts["budget"].items() if v is not None)
     proposer = facts["proposer"]
     click.echo(
@@ -165,6 +170,15 @@ def _print(facts: dict[str, Any]) -> None:
     )
     wrong = "see the warnings" if facts["findings"] else "nothing is wrong"
     click.echo(f"{wrong}; start it with evomerge search")
+
+
+def _confirmation(confirm: int, report: int) -> str:
+    if not confirm:
+        return "\nno confirmation: give suite.items.confirm a count, or the winner is unconfirmed"
+    chosen = f"\nconfirmation: the winner is chosen on {confirm:,} items"
+    if report:
+        return f"{chosen}, and tested against the best parent on {report:,} others"
+    return f"{chosen}; no verdict without report items: give suite.items.report a count"
 
 
 def _print_baselines(facts: dict[str, Any]) -> None:

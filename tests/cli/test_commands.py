@@ -36,6 +36,10 @@ def test_check_says_what_would_run(world, config):
     text = evomerge("check", config)
     assert text.returncode == 0, text.stderr
     assert "nothing is wrong" in text.stdout
+    assert (
+        "confirmation: the winner is chosen on 16 items; no verdict without report items: give "
+        "suite.items.report a count\n" in text.stdout
+    )
     facts = json_of("check", config)
     assert [knob["name"] for knob in facts["knobs"]] == ["weight.a", "weight.b"]
     assert facts["examples_per_evaluation"] == 32

@@ -93,6 +93,7 @@ class Driver:
         self._ledger = Ledger(merge_hash=setup.merge_hash)
         self._started = around.clock()
         self._elapsed_before = 0.0
+        self._state = "running"
         self._confirmed = around.confirmed
         self._notes: Any = None  # what was known of the study before it ran, likewise
 
@@ -326,7 +327,7 @@ class Driver:
             self._proposer.tell(record.ask.seq, result.told_loss)
         with about_trial(record.number):
             log.info("%s %s", result.state, result.error or result.fitness)
-        self._report("running")
+        self._report(self._state)
 
     def _loss_of(self, result: TrialResult) -> float | None:
         return -result.fitness if result.fitness is not None else self._ledger.worst_loss
@@ -339,7 +340,8 @@ class Driver:
 
     def _confirm(self) -> None:
         """Choose a winner on confirm items and test it on report items, all of them unused."""
-        self._report("confirming")
+        self._state = "confirming"
+        self._report(self._state)
         mean = self._score_mean()
         records = shortlist(self._setup, self._ledger, mean)
         confirmed = choose_winner(self._setup, records, self._score_all(records, "confirm"))

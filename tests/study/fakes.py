@@ -172,7 +172,14 @@ def make_setup(folder, evaluations=12, mode="sync", workers=2, changes="", basel
     )
 
 
-def run(setup, pool, interrupted=lambda: False, clock=None, confirm=False):
+def run(
+    setup,
+    pool,
+    interrupted=lambda: False,
+    clock=None,
+    confirm=False,
+    observe=lambda summary: None,
+):
     """Run (or resume) the setup's study in this process; returns its ledger.
 
     Or confirm it, and return the confirmation.
@@ -187,7 +194,7 @@ def run(setup, pool, interrupted=lambda: False, clock=None, confirm=False):
         items=ItemStore(Path(setup.config.study.folder) / "items"),
         pool=pool,
         proposer=setup.proposer(),
-        observe=lambda summary: None,
+        observe=observe,
         interrupted=interrupted,
         clock=clock or (lambda: 0.0),
         confirmed=confirmed,

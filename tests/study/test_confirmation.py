@@ -164,6 +164,13 @@ def test_nothing_to_confirm_is_one_sentence(tmp_path):
         run(setup, FormulaPool(), confirm=True)
 
 
+def test_what_watches_sees_the_search_then_the_confirmation_then_the_end(tmp_path):
+    states = []
+    run(setup_of(tmp_path), FormulaPool(), observe=lambda summary: states.append(summary["state"]))
+    assert list(dict.fromkeys(states)) == ["running", "confirming", "done"]
+    assert states == sorted(states, key=["running", "confirming", "done"].index)
+
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     setup, pool = setup_of(tmp_path_factory.mktemp("reference")), FormulaPool()
